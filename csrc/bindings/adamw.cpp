@@ -1,0 +1,7 @@
+#include "bindings/families.h"
+
+namespace frugalore {
+
+void bind_adamw(pybind11::module_&) {}
+
+}  // namespace frugalore

@@ -1,0 +1,53 @@
+// The Python module frugalore._C. It imports no torch header and links no torch library.
+#include <pybind11/pybind11.h>
+
+#include "bindings/families.h"
+#include "bindings/run.h"
+#include "cpu/isa.h"
+
+#ifndef FRUGALORE_VERSION
+#define FRUGALORE_VERSION "development"
+#endif
+
+namespace py = pybind11;
+
+namespace frugalore {
+
+int torch_thread_count() {
+  static const py::object* get_num_threads =
+      new py::object(py::module_::import("torch").attr("get_num_threads"));
+  return (*get_num_threads)().cast<int>();
+}
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FRUGALORE_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cuda"] = FRUGALORE_CUDA_NOTE;
+  info["cpu_isa"] = cpu::isa_name(cpu::active_isa());
+  return info;
+}
+
+}  // namespace
+}  // namespace frugalore
+
+PYBIND11_MODULE(_C, m) {
+  using namespace frugalore;
+  m.doc() = "frugalore's C++/CUDA kernels. Use frugalore.ops; this module checks, but documents nothing.";
+#if FRUGALORE_WITH_CUDA
+  m.attr("with_cuda") = true;
+#else
+  m.attr("with_cuda") = false;
+#endif
+  m.def("build_info", &build_info);
+  m.def("force_isa", [](const std::string& name) { cpu::force_isa(name.c_str()); });
+  m.def("active_isa", [] { return cpu::isa_name(cpu::active_isa()); });
+  bind_int4(m);
+  bind_int8(m);
+  bind_weight(m);
+  bind_adamw(m);
+  bind_adamw8bit(m);
+  bind_sketch(m);
+}

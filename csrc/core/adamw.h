@@ -1,0 +1,111 @@
+// AdamW (Loshchilov & Hutter, arXiv 1711.05101) with the two conventions that the methods here differ in.
+//
+//   m <- beta1 m + (1 - beta1) g         v <- beta2 v + (1 - beta2) g^2
+//   direction = m a / (sqrt(v) b + eps)
+//     eps corrected (torch, bitsandbytes, FRUGAL, Q-GaLore):  a = 1 / (1 - beta1^t),  b = 1 / sqrt(1 -
+//     beta2^t) eps raw (GaLore):                             a = sqrt(1 - beta2^t) / (1 - beta1^t),  b = 1
+//   w <- keep w - lr direction           decay before the update (torch, FRUGAL)
+//   w <- keep (w - lr direction)         decay after (bitsandbytes, GaLore, Q-GaLore);  keep = 1 - lr wd
+//
+// Two uses. `step` moves full-rank parameters; an element whose gradient is not finite keeps its
+// weight and its moments, and is counted as skipped. `direction` replaces a projected gradient R by
+// its direction; if any element of R is not finite, the whole call is skipped and R becomes zero.
+#pragma once
+
+#include <cmath>
+
+#include "core/floats.h"
+#include "core/progress.h"
+#include "core/weight.h"
+
+namespace frugalore {
+
+struct AdamHyper {
+  double beta1, beta2, eps;
+  bool eps_raw;
+};
+
+// How `step` writes the parameters of one call.
+struct AdamWrite {
+  const double* lr;  // [1], on the parameters' device
+  double weight_decay;
+  bool decay_after;
+  bool stochastic;  // stochastic rounding of bfloat16 and float16 parameters
+  uint64_t seed;
+};
+
+struct AdamwTensor {
+  void* param;       // [count] of param_dtype
+  const void* grad;  // [count] of grad_dtype
+  float* exp_avg;
+  float* exp_avg_sq;
+  int64_t* progress;    // [3]; skipped counts elements here
+  double* beta_powers;  // [2]
+  int64_t count;
+  uint32_t tensor_id;
+  DType param_dtype, grad_dtype;
+};
+
+struct AdamwStepJob {
+  const AdamwTensor* tensors;
+  int64_t tensor_count;
+  AdamHyper hyper;
+  AdamWrite write;
+};
+
+struct AdamwDirectionJob {
+  void* r;  // [count] of r_dtype: the projected gradient, replaced by the direction
+  DType r_dtype;
+  int64_t count;
+  float* exp_avg;
+  float* exp_avg_sq;
+  int64_t* progress;  // skipped counts calls here
+  double* beta_powers;
+  AdamHyper hyper;
+};
+
+inline namespace FRUGALORE_ISA_NAMESPACE {
+
+// The scalars of one tensor's step, computed once in double precision.
+struct AdamScalars {
+  float beta1, rest1, beta2, rest2;  // rest = 1 - beta
+  float a, b, eps;
+};
+
+FRUGALORE_HD AdamScalars adam_scalars(const AdamHyper& hyper, const double* beta_powers) {
+  const double correction1 = 1.0 - beta_powers[0], correction2 = sqrt(1.0 - beta_powers[1]);
+  return AdamScalars{static_cast<float>(hyper.beta1),
+                     static_cast<float>(1.0 - hyper.beta1),
+                     static_cast<float>(hyper.beta2),
+                     static_cast<float>(1.0 - hyper.beta2),
+                     static_cast<float>((hyper.eps_raw ? correction2 : 1.0) / correction1),
+                     static_cast<float>(hyper.eps_raw ? 1.0 : 1.0 / correction2),
+                     static_cast<float>(hyper.eps)};
+}
+
+FRUGALORE_HD float adam_exp_avg(const AdamScalars& s, float m, float g) {
+  return s.beta1 * m + s.rest1 * g;
+}
+
+FRUGALORE_HD float adam_exp_avg_sq(const AdamScalars& s, float v, float g) {
+  return s.beta2 * v + s.rest2 * (g * g);
+}
+
+FRUGALORE_HD float adam_direction(const AdamScalars& s, float m, float v) {
+  return (m * s.a) / (sqrtf(v) * s.b + s.eps);
+}
+
+// The scalars of the write; the same for all tensors of a call.
+struct AdamWriteScalars {
+  float keep;
+  float coefficient;  // w <- keep w - coefficient direction
+};
+
+FRUGALORE_HD AdamWriteScalars adam_write_scalars(const AdamWrite& write) {
+  const double keep = 1.0 - *write.lr * write.weight_decay;
+  return AdamWriteScalars{static_cast<float>(keep),
+                          static_cast<float>(*write.lr * (write.decay_after ? keep : 1.0))};
+}
+
+}  // namespace FRUGALORE_ISA_NAMESPACE
+}  // namespace frugalore

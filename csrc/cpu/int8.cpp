@@ -1,0 +1,1 @@
+#include "core/int8.h"

@@ -1,0 +1,15 @@
+"""What this installation was built with."""
+
+from __future__ import annotations
+
+from frugalore import _C
+
+
+def build_info() -> dict[str, str]:
+    """Version, compiler, CUDA compiler and architectures, and the CPU instruction set in use."""
+    return dict(_C.build_info())
+
+
+def with_cuda() -> bool:
+    """Whether this build has CUDA kernels (a machine without a card can have such a build)."""
+    return bool(_C.with_cuda)

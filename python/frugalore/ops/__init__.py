@@ -1,0 +1,6 @@
+"""The fused ops. Each has a schema under ``torch.ops.frugalore``, a fake kernel, a CPU and a CUDA kernel,
+and a specification in plain torch under :mod:`frugalore.reference`."""
+
+from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
+
+__all__ = ["Int4Groups", "int4_dequantize", "int4_pack", "int4_quantize", "int4_unpack"]
