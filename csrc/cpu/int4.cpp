@@ -1,28 +1,24 @@
 #include "core/int4.h"
 
 #include "core/visit.h"
-#include "cpu/group_range.h"
+#include "cpu/affine_group.h"
 #include "cpu/kernels.h"
 #include "cpu/thread_pool.h"
 
 namespace frugalore::cpu {
 inline namespace FRUGALORE_ISA_NAMESPACE {
+namespace {  // the families share names such as kLevels
 
 constexpr float kLevels = 15.0f;
 constexpr int64_t kGroupGrain = 64;  // groups that one thread takes at a time
 
 template <class T>
 void quantize_group(const T* x, int64_t n, uint8_t* packed, float* scale, uint8_t* zero) {
-  const GroupRange range = group_range(x, n);
-  if (!range.finite) {
-    *scale = bit_cast<float>(0x7fc00000u);
-    *zero = 0;
+  AffineGroup group;
+  if (!describe_group(x, n, kLevels, &group, scale, zero)) {
     for (int64_t i = 0; i < ceil_div(n, 2); ++i) packed[i] = 0;
     return;
   }
-  const AffineGroup group = affine_group(range.lo, range.hi, kLevels);
-  *scale = group.scale;
-  *zero = static_cast<uint8_t>(group.zero);
   for (int64_t i = 0; i + 1 < n; i += 2) {
     packed[i / 2] = int4_pair(affine_code(to_float(x[i]), group, kLevels),
                               affine_code(to_float(x[i + 1]), group, kLevels));
@@ -40,6 +36,7 @@ void dequantize_group(const uint8_t* packed, int64_t n, float scale, float zero,
   if (n % 2 != 0) x[n - 1] = from_float<T>((static_cast<float>(packed[n / 2] & 15u) - zero) * scale);
 }
 
+}  // namespace
 }  // namespace FRUGALORE_ISA_NAMESPACE
 
 template <Isa isa>

@@ -3,6 +3,7 @@
 #include "core/int4.h"
 
 #include "core/visit.h"
+#include "cuda/group_range.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/warp.h"
@@ -22,18 +23,9 @@ __global__ void int4_quantize_kernel(const T* x, uint8_t* packed, float* scale, 
   for (int64_t g = warp_in_grid(); g < groups; g += warps_in_grid()) {
     const GroupSpan span = group_span(layout, g);
     const T* row = x + span.row * layout.columns + span.column;
-    float lo = 0.0f, hi = 0.0f;
-    bool finite = true;
-    for (int64_t i = lane; i < span.length; i += kWarpSize) {
-      const float value = to_float(row[i]);
-      lo = value < lo ? value : lo;
-      hi = value > hi ? value : hi;
-      finite = finite && is_finite(value);
-    }
-    lo = warp_min(lo);
-    hi = warp_max(hi);
-    finite = warp_all(finite);
-    const AffineGroup group = affine_group(lo, hi, kLevels);
+    const GroupRange range = warp_group_range(row, span.length);
+    const bool finite = range.finite;
+    const AffineGroup group = affine_group(range.lo, range.hi, kLevels);
     if (lane == 0) {
       scale[g] = finite ? group.scale : bit_cast<float>(0x7fc00000u);
       zero[g] = finite ? static_cast<uint8_t>(group.zero) : 0;

@@ -2,5 +2,15 @@
 and a specification in plain torch under :mod:`frugalore.reference`."""
 
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
+from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize
 
-__all__ = ["Int4Groups", "int4_dequantize", "int4_pack", "int4_quantize", "int4_unpack"]
+__all__ = [
+    "Int4Groups",
+    "Int8Groups",
+    "int4_dequantize",
+    "int4_pack",
+    "int4_quantize",
+    "int4_unpack",
+    "int8_dequantize",
+    "int8_quantize",
+]

@@ -1,0 +1,102 @@
+"""INT8 weights in asymmetric groups (Q-GaLore, arXiv 2407.08296), and their update in place.
+
+Groups of ``group_size`` run along the last dimension; every row starts a new group and its last group may
+be short. ``w ~ (code - zero) * scale`` per group.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from frugalore import _C
+from frugalore.ops._registry import define
+
+
+class Int8Groups(NamedTuple):
+    """A matrix in INT8: ``x ~ (code - zero) * scale`` per group."""
+
+    codes: Tensor  #: uint8 [..., columns]
+    scale: Tensor  #: float32 [..., ceil(columns / group_size)]
+    zero: Tensor  #: uint8, the shape of ``scale``
+
+
+def _empty_groups(x: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    # Only what is needed to allocate the outputs; the binding checks the rest.
+    if x.dim() < 1:
+        raise ValueError("x: at least one dimension expected, got a scalar tensor")
+    if group_size <= 0:
+        raise ValueError(f"group_size: a positive integer expected, got {group_size}")
+    groups = (*x.shape[:-1], -(-x.shape[-1] // group_size))
+    return (
+        x.new_empty(x.shape, dtype=torch.uint8),
+        x.new_empty(groups, dtype=torch.float32),
+        x.new_empty(groups, dtype=torch.uint8),
+    )
+
+
+def _quantize(x: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, zero = _empty_groups(x, group_size)
+    _C.int8_quantize(x, codes, scale, zero, group_size)
+    return codes, scale, zero
+
+
+def _empty_float(codes: Tensor, scale: Tensor, zero: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    return codes.new_empty(codes.shape, dtype=dtype)
+
+
+def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    x = _empty_float(codes, scale, zero, group_size, dtype)
+    _C.int8_dequantize(codes, scale, zero, x, group_size)
+    return x
+
+
+_quantize_op = define(
+    "int8_quantize(Tensor x, int group_size) -> (Tensor, Tensor, Tensor)", _quantize, _empty_groups
+)
+_dequantize_op = define(
+    "int8_dequantize(Tensor codes, Tensor scale, Tensor zero, int group_size, ScalarType dtype) -> Tensor",
+    _dequantize,
+    _empty_float,
+)
+
+
+def int8_quantize(x: Tensor, group_size: int = 256) -> Int8Groups:
+    """Quantise to 8 bits, rounding to nearest.
+
+    Args:
+        x: float32, bfloat16 or float16, contiguous, ``[..., columns]``.
+        group_size: elements that share a scale and a zero-point; positive.
+
+    Returns:
+        :class:`Int8Groups`. With ``lo = min(x, 0)`` and ``hi = max(x, 0)`` of a group,
+        ``scale = max(hi - lo, 1e-5) / 255``, ``zero = clamp(-round(lo / scale), 0, 255)`` and
+        ``code = clamp(round(x / scale) + zero, 0, 255)`` (Q-GaLore, section 3.2, with the zero included in
+        the range so that groups of one sign do not saturate). A group with a NaN or infinite element gets
+        scale NaN.
+
+    Raises:
+        TypeError: another dtype. ValueError: a bad shape, stride or group size.
+    """
+    return Int8Groups(*_quantize_op(x, group_size))
+
+
+def int8_dequantize(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group_size: int = 256,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``(code - zero) * scale`` as a float tensor like ``codes``; the inverse of :func:`int8_quantize`.
+
+    Args:
+        codes, scale, zero: as in :class:`Int8Groups`, contiguous.
+        dtype: float32, bfloat16 or float16; the product is rounded once.
+
+    Raises:
+        TypeError: another dtype. ValueError: a bad shape, stride or group size.
+    """
+    return _dequantize_op(codes, scale, zero, group_size, dtype)
