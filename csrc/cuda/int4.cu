@@ -33,9 +33,10 @@ __global__ void int4_quantize_kernel(const T* x, uint8_t* packed, float* scale, 
     uint8_t* out = packed + span.row * row_bytes + span.column / 2;
     for (int64_t byte = lane; byte < ceil_div(span.length, 2); byte += kWarpSize) {
       const int64_t i = 2 * byte;
-      const uint8_t even = affine_code(to_float(row[i]), group, kLevels);
-      const uint8_t odd = i + 1 < span.length ? affine_code(to_float(row[i + 1]), group, kLevels) : 0;
-      out[byte] = finite ? int4_pair(even, odd) : 0;
+      uint8_t even = 0, odd = 0;
+      if (finite) even = affine_code(to_float(row[i]), group, kLevels);
+      if (finite && i + 1 < span.length) odd = affine_code(to_float(row[i + 1]), group, kLevels);
+      out[byte] = int4_pair(even, odd);
     }
   }
 }

@@ -29,9 +29,7 @@ cudaError_t launch(void (*kernel)(Parameters...), LaunchShape shape, cudaStream_
   (void)stream;
   return cudaSuccess;
 #else
-  // clang-format off
   kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
-  // clang-format on
   return cudaGetLastError();
 #endif
 }
