@@ -4,7 +4,7 @@
 # make lint       ruff and clang-format
 # make develop    build the extension beside its sources, for work on it
 # make gpu-check  build, test and time on a machine with a card, torch installed and no network:
-#                 make gpu-check RESULTS=dir COMMIT=hash STAGE=build|test|bench|all
+#                 make gpu-check RESULTS=dir COMMIT=hash STAGE=build|test|sanitize|bench|all
 #
 # TORCH is spliced into `pip install`, so an index can be named too:
 #   make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'

@@ -1,0 +1,375 @@
+"""Timing of ops against a copy, the plain-torch reference and peers, all in one run.
+
+A case declares the bytes that the op's definition moves (each input read once, each output written once;
+a tensor updated in place counts twice) and, for ops with matrix products, its floating-point operations.
+
+    GB/s         bytes / median time
+    of copy      time of a copy that moves as many bytes / time of the op, median over the rounds
+    of roofline  max(bytes / largest copy's GB/s, flops / matrix product's FLOP/s) / median time
+    x reference  time of the reference / time of the op, median over the rounds (above 1: the op is faster)
+
+One round times every contender once, so drift of the machine cancels in the ratios. Every call of a
+contender takes the next of several buffer sets, which together exceed the last-level cache, so operands
+come from memory as they do in training. A CUDA sample is a batch of calls between two events on the
+current stream, enqueued while the device is kept busy: launch gaps of the host are not in it, and
+``call_us`` says what a call costs the host.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+PEERS = ("torch", "bitsandbytes", "torchao")
+_MIB = 1 << 20
+_MAX_SETS = 256
+_SLOW, _VERY_SLOW = 1.0, 10.0  # seconds a call
+
+
+@dataclass
+class Calls:
+    """The contenders over one set of buffers; each callable is one call of the op."""
+
+    ours: Callable[[], object]
+    reference: Callable[[], object] | None = None
+    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    ``setup(device, peers)`` makes a fresh set of buffers and returns its :class:`Calls`; ``peers`` are the
+    names wanted, and those that cannot be imported are left out. ``flops`` and ``flops_dtype`` are for ops
+    with matrix products.
+    """
+
+    op: str
+    shape: str
+    dtype: str
+    bytes: int
+    setup: Callable[[torch.device, tuple[str, ...]], Calls]
+    flops: int = 0
+    flops_dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class Row:
+    """One measured case, and a line of the CSV. Times in microseconds, absent values ``None``."""
+
+    family: str
+    op: str
+    shape: str
+    dtype: str
+    bytes: int
+    flops: int
+    rounds: int
+    buffer_sets: int
+    median_us: float
+    p20_us: float
+    p80_us: float
+    call_us: float | None
+    gb_s: float
+    copy_gb_s: float
+    share_of_copy: float
+    peak_copy_gb_s: float
+    peak_tflop_s: float | None
+    share_of_roofline: float
+    reference_us: float | None
+    ratio_reference: float | None
+    torch_us: float | None
+    ratio_torch: float | None
+    bitsandbytes_us: float | None
+    ratio_bitsandbytes: float | None
+    torchao_us: float | None
+    ratio_torchao: float | None
+    device: str
+    device_name: str
+    cpu_isa: str
+    threads: int
+    commit: str
+    torch: str
+    frugalore: str
+
+
+def quantile(samples: list[float], q: float) -> float:
+    """Linear interpolation between order statistics."""
+    ordered = sorted(samples)
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+class _CpuClock:
+    batch_seconds = 2e-4
+
+    def sample(self, calls: Iterable[Callable[[], object]], _: float) -> float:
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _CudaClock:
+    batch_seconds = 2e-4
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = torch.cuda.Event(enable_timing=True)
+        self._end = torch.cuda.Event(enable_timing=True)
+        # Hopper's top clock; a slower card only waits a little longer.
+        self._cycles_per_second = 2.0e9
+
+    def sample(self, calls: Iterable[Callable[[], object]], enqueue_seconds: float) -> float:
+        # The device spins while the host enqueues, at most 50 ms.
+        torch.cuda._sleep(int(min(1.5 * enqueue_seconds + 2e-5, 0.05) * self._cycles_per_second))
+        self._start.record()
+        for call in calls:
+            call()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+
+class Harness:
+    """Measures cases on one device.
+
+    Args:
+        device: where the buffers live.
+        peers: which of :data:`PEERS` to time where a case has them.
+        seconds: measuring time a case aims at; it never lowers the rounds below ``minimum_rounds``.
+        cold_bytes: the buffer sets of a contender together hold at least this much; by default twice the
+            L2 of a card, and twice the CPU's last-level cache up to 256 MiB.
+    """
+
+    minimum_rounds = 10
+    maximum_rounds = 50
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        peers: tuple[str, ...] = (),
+        seconds: float = 2.0,
+        cold_bytes: int | None = None,
+        peak_copy_bytes: int | None = None,
+    ) -> None:
+        self.device, self.peers, self.seconds = device, peers, seconds
+        self._cuda = device.type == "cuda"
+        self.cold_bytes = 2 * last_level_cache(device) if cold_bytes is None else cold_bytes
+        self._clock = _CudaClock(device) if self._cuda else _CpuClock()
+        self._peak_flops: dict[torch.dtype, float] = {}
+        self.peak_copy = self._measure_peak_copy(peak_copy_bytes or (4096 if self._cuda else 512) * _MIB)
+
+    def measure(self, case: Case) -> dict[str, object]:
+        """Times of one case, as the measured fields of :class:`Row`."""
+        # In the worst case every byte is counted twice, read and written in place.
+        sets = max(1, min(_MAX_SETS, math.ceil(2 * self.cold_bytes / max(case.bytes, 1))))
+        calls = [case.setup(self.device, self.peers) for _ in range(sets)]
+        contenders = {"frugalore": [c.ours for c in calls], "copy": self._copies(case.bytes, sets)}
+        if calls[0].reference is not None:
+            contenders["reference"] = [c.reference for c in calls]
+        for peer in calls[0].peers:
+            contenders[peer] = [c.peers[peer] for c in calls]
+        samples, rounds, host = self._interleave(contenders)
+
+        times = {name: statistics.median(values) for name, values in samples.items()}
+        ours, peak_flops = times["frugalore"], None
+        floor = case.bytes / self.peak_copy
+        if case.flops:
+            peak_flops = self._peak_matmul(case.flops_dtype)
+            floor = max(floor, case.flops / peak_flops)
+        result = {
+            "rounds": rounds,
+            "buffer_sets": sets,
+            "median_us": ours * 1e6,
+            "p20_us": quantile(samples["frugalore"], 0.2) * 1e6,
+            "p80_us": quantile(samples["frugalore"], 0.8) * 1e6,
+            "call_us": host["frugalore"] * 1e6 if self._cuda else None,
+            "gb_s": case.bytes / ours * 1e-9,
+            "copy_gb_s": case.bytes / times["copy"] * 1e-9,
+            "share_of_copy": _paired_ratio(samples, "copy"),
+            "peak_copy_gb_s": self.peak_copy * 1e-9,
+            "peak_tflop_s": peak_flops and peak_flops * 1e-12,
+            "share_of_roofline": floor / ours,
+        }
+        for name in ("reference", *PEERS):
+            result[f"{name}_us"] = times[name] * 1e6 if name in times else None
+            result[f"ratio_{name}"] = _paired_ratio(samples, name) if name in times else None
+        return result
+
+    def _interleave(self, contenders: dict[str, list[Callable]]):
+        """Samples per contender (seconds a call), rounds of the first, host seconds a call."""
+        estimates, host, turn = {}, {}, dict.fromkeys(contenders, 0)
+        for name, calls in contenders.items():
+            estimates[name], host[name] = self._warm_up(calls)
+        batches = {
+            name: max(1, min(64, math.ceil(self._clock.batch_seconds / max(seconds, 1e-7))))
+            for name, seconds in estimates.items()
+        }
+        a_round = sum(estimates[name] * batches[name] for name in contenders)
+        rounds = max(self.minimum_rounds, min(self.maximum_rounds, int(self.seconds / max(a_round, 1e-7))))
+        limits = {
+            name: 1 if seconds > _VERY_SLOW else 3 if seconds > _SLOW else rounds
+            for name, seconds in estimates.items()
+        }
+        samples: dict[str, list[float]] = {name: [] for name in contenders}
+        names = list(contenders)
+        for index in range(rounds):
+            for name in names if index % 2 == 0 else reversed(names):
+                if index >= limits[name]:
+                    continue
+                calls, batch, first = contenders[name], batches[name], turn[name]
+                picked = [calls[(first + i) % len(calls)] for i in range(batch)]
+                turn[name] = (first + batch) % len(calls)
+                samples[name].append(self._clock.sample(picked, host[name] * batch) / batch)
+        return samples, limits["frugalore"], host
+
+    def _warm_up(self, calls: list[Callable]) -> tuple[float, float]:
+        """Seconds and host seconds a call, after every buffer set was called once.
+
+        That first call pays for the allocator, lazy module loading, and the peers' state and compilation.
+        """
+        first = time.perf_counter()
+        calls[0]()
+        self._clock.synchronize()
+        seconds = time.perf_counter() - first
+        for call in calls[1:]:
+            call()
+        self._clock.synchronize()
+        repeats = 1 if seconds > _SLOW else 3
+        start = time.perf_counter()
+        for _ in range(repeats):
+            calls[0]()
+        host = (time.perf_counter() - start) / repeats
+        self._clock.synchronize()
+        return (time.perf_counter() - start) / repeats, host
+
+    def _copies(self, moved: int, sets: int) -> list[Callable]:
+        size = max(1, moved // 2)
+
+        def copy() -> Callable:
+            source = torch.empty(size, dtype=torch.uint8, device=self.device).random_()
+            target = torch.empty_like(source)
+            return lambda: target.copy_(source)
+
+        return [copy() for _ in range(sets)]
+
+    def _measure_peak_copy(self, size: int) -> float:
+        samples, _, _ = self._interleave({"frugalore": self._copies(2 * size, 1)})
+        return 2 * size / statistics.median(samples["frugalore"])
+
+    def _peak_matmul(self, dtype: torch.dtype) -> float:
+        if dtype not in self._peak_flops:
+            n = 8192 if self._cuda else 1024
+            a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
+            out = torch.empty_like(a)
+            samples, _, _ = self._interleave({"frugalore": [lambda: torch.mm(a, b, out=out)]})
+            self._peak_flops[dtype] = 2 * n**3 / statistics.median(samples["frugalore"])
+        return self._peak_flops[dtype]
+
+
+def _paired_ratio(samples: dict[str, list[float]], name: str) -> float:
+    return statistics.median(
+        other / ours for other, ours in zip(samples[name], samples["frugalore"], strict=False)
+    )
+
+
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the last cache before memory; a CPU's is capped at 128 MiB (servers share theirs)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        sizes.append(int(text.rstrip("KM")) * unit)
+    return min(max(sizes) or 32 * _MIB, 128 * _MIB)
+
+
+# ---- output ---------------------------------------------------------------------------------------
+COLUMNS = tuple(f.name for f in fields(Row))
+
+
+class CsvWriter:
+    """Writes a line a row as it comes, so that an interrupted run keeps what it measured."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+        self._file.flush()
+
+    def write(self, row: Row) -> None:
+        values = {name: getattr(row, name) for name in COLUMNS}
+        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+TABLE = (
+    ("op", lambda r: r.op),
+    ("shape", lambda r: r.shape),
+    ("dtype", lambda r: r.dtype),
+    ("MB", lambda r: _number(r.bytes / 1e6, ".4g")),
+    ("us", lambda r: _microseconds(r.median_us)),
+    ("p20-p80", lambda r: f"{_microseconds(r.p20_us)}-{_microseconds(r.p80_us)}"),
+    ("GB/s", lambda r: _number(r.gb_s, ".4g")),
+    ("of copy", lambda r: _number(r.share_of_copy, ".0%")),
+    ("of roofline", lambda r: _number(r.share_of_roofline, ".0%")),
+    ("x reference", lambda r: _number(r.ratio_reference, ".3g")),
+    ("x torch", lambda r: _number(r.ratio_torch, ".3g")),
+    ("x bnb", lambda r: _number(r.ratio_bitsandbytes, ".3g")),
+    ("x torchao", lambda r: _number(r.ratio_torchao, ".3g")),
+)
+
+
+def print_table(rows: list[Row], title: str) -> None:
+    """The rows on the screen: with rich where it can be imported, else as plain text."""
+    cells = [[text(row) for _, text in TABLE] for row in rows]
+    # A column without any value (a peer that did not run) is left out.
+    keep = [i for i in range(len(TABLE)) if i < 3 or any(line[i] for line in cells)]
+    header = [TABLE[i][0] for i in keep]
+    cells = [[line[i] for i in keep] for line in cells]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        print(title)
+        for line in (header, *cells):
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < 3 else "right", overflow="fold")
+    for line in cells:
+        table.add_row(*line)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    console.print(table)
