@@ -2,14 +2,22 @@
 //
 //   m <- beta1 m + (1 - beta1) g         v <- beta2 v + (1 - beta2) g^2
 //   direction = m a / (sqrt(v) b + eps)
-//     eps corrected (torch, bitsandbytes, FRUGAL, Q-GaLore):  a = 1 / (1 - beta1^t),  b = 1 / sqrt(1 -
-//     beta2^t) eps raw (GaLore):                             a = sqrt(1 - beta2^t) / (1 - beta1^t),  b = 1
+//     eps corrected (torch, bitsandbytes, FRUGAL, Q-GaLore):
+//       a = 1 / (1 - beta1^t)                        b = 1 / sqrt(1 - beta2^t)
+//     eps raw (GaLore):
+//       a = sqrt(1 - beta2^t) / (1 - beta1^t)        b = 1
 //   w <- keep w - lr direction           decay before the update (torch, FRUGAL)
 //   w <- keep (w - lr direction)         decay after (bitsandbytes, GaLore, Q-GaLore);  keep = 1 - lr wd
 //
-// Two uses. `step` moves full-rank parameters; an element whose gradient is not finite keeps its
-// weight and its moments, and is counted as skipped. `direction` replaces a projected gradient R by
-// its direction; if any element of R is not finite, the whole call is skipped and R becomes zero.
+// t counts this update too: progress is advanced first. Two uses:
+//
+// `step` moves full-rank parameters. An element whose fresh m, v or w is not finite (a gradient that is
+// NaN, infinite or too large to be squared) keeps its weight and its moments; progress counts the
+// elements so skipped. The call itself always counts as applied.
+//
+// `direction` replaces a projected gradient R by its direction. If any element of R is NaN or larger
+// than 2^63 in magnitude (its square would leave no room in v), the whole call is skipped: R becomes
+// zero, the moments stay, and progress counts one skipped call.
 #pragma once
 
 #include <cmath>
@@ -30,7 +38,7 @@ struct AdamWrite {
   const double* lr;  // [1], on the parameters' device
   double weight_decay;
   bool decay_after;
-  bool stochastic;  // stochastic rounding of bfloat16 and float16 parameters
+  bool stochastic;  // stochastic rounding of bfloat16 and float16 parameters; else to nearest
   uint64_t seed;
 };
 
@@ -95,6 +103,10 @@ FRUGALORE_HD float adam_direction(const AdamScalars& s, float m, float v) {
   return (m * s.a) / (sqrtf(v) * s.b + s.eps);
 }
 
+FRUGALORE_HD bool adam_direction_accepts(float g) {
+  return (bit_cast<uint32_t>(g) & 0x7fffffffu) <= 0x5f000000u;  // |g| <= 2^63
+}
+
 // The scalars of the write; the same for all tensors of a call.
 struct AdamWriteScalars {
   float keep;
@@ -105,6 +117,32 @@ FRUGALORE_HD AdamWriteScalars adam_write_scalars(const AdamWrite& write) {
   const double keep = 1.0 - *write.lr * write.weight_decay;
   return AdamWriteScalars{static_cast<float>(keep),
                           static_cast<float>(*write.lr * (write.decay_after ? keep : 1.0))};
+}
+
+// One element of `step`, before the weight is rounded to its dtype.
+struct AdamElement {
+  float w, m, v;
+  bool applied;
+};
+
+FRUGALORE_HD AdamElement adam_element(const AdamScalars& s, const AdamWriteScalars& write, float w, float g,
+                                      float m, float v) {
+  const float fresh_m = adam_exp_avg(s, m, g), fresh_v = adam_exp_avg_sq(s, v, g);
+  const float fresh_w = write.keep * w - write.coefficient * adam_direction(s, fresh_m, fresh_v);
+  const bool applied =
+      (is_finite(fresh_m) ? 1 : 0) & (is_finite(fresh_v) ? 1 : 0) & (is_finite(fresh_w) ? 1 : 0);
+  return AdamElement{applied ? fresh_w : w, applied ? fresh_m : m, applied ? fresh_v : v, applied};
+}
+
+// The weight as it is stored. A weight that was NaN or infinite before stays so.
+template <class T>
+FRUGALORE_HD T adam_weight(float w, uint32_t word, bool stochastic) {
+  return stochastic && is_finite(w) ? stochastic_from_float<T>(w, word) : from_float<T>(w);
+}
+
+FRUGALORE_HD RandomStream adam_random_stream(const AdamWrite& write, uint32_t tensor_id,
+                                             const int64_t* progress) {
+  return random_stream(write.seed, tensor_id, progress[kProgressApplied], Purpose::weight);
 }
 
 }  // namespace FRUGALORE_ISA_NAMESPACE

@@ -2,6 +2,7 @@
 // part of the optimizer state. Kernels read it, so a step needs no host round trip and can be captured.
 //
 //   progress      int64[3]  applied updates t · skipped updates · 1 if the last call applied its update
+//                           (a full-rank step always applies; there the middle counts skipped elements)
 //   beta_powers   double[2] beta1^t, beta2^t as running products
 #pragma once
 
