@@ -1,12 +1,15 @@
 """The fused ops. Each has a schema under ``torch.ops.frugalore``, a fake kernel, a CPU and a CUDA kernel,
 and a specification in plain torch under :mod:`frugalore.reference`."""
 
+from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize
 
 __all__ = [
     "Int4Groups",
     "Int8Groups",
+    "adamw_direction_",
+    "adamw_step_",
     "int4_dequantize",
     "int4_pack",
     "int4_quantize",

@@ -1,0 +1,124 @@
+// The arguments that the AdamW families share, and their checks.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings/tensor_ref.h"
+#include "core/adamw.h"
+
+namespace frugalore {
+
+using TensorList = std::vector<TensorRef>;
+
+// beta1, beta2, eps, eps_raw
+using AdamHyperArguments = std::tuple<double, double, double, bool>;
+// lr, weight_decay, decay_after, stochastic, seed (any 64 bits)
+using AdamWriteArguments = std::tuple<TensorRef, double, bool, bool, int64_t>;
+
+inline void check_unit_interval(const char* name, double value) {
+  if (value >= 0.0 && value < 1.0) return;
+  throw pybind11::value_error(std::string(name) + ": a number in [0, 1) expected, got " +
+                              std::to_string(value));
+}
+
+inline void check_not_negative(const char* name, double value) {
+  if (value >= 0.0 && value <= 1.7976931348623157e308) return;
+  throw pybind11::value_error(std::string(name) + ": a finite number >= 0 expected, got " +
+                              std::to_string(value));
+}
+
+inline AdamHyper checked_hyper(const AdamHyperArguments& arguments) {
+  const auto& [beta1, beta2, eps, eps_raw] = arguments;
+  check_unit_interval("beta1", beta1);
+  check_unit_interval("beta2", beta2);
+  check_not_negative("eps", eps);
+  return AdamHyper{beta1, beta2, eps, eps_raw};
+}
+
+inline AdamWrite checked_write(const AdamWriteArguments& arguments, const TensorRef& like) {
+  const auto& [lr, weight_decay, decay_after, stochastic, seed] = arguments;
+  check_vector("lr", lr, DType::f64, 1, like);
+  check_not_negative("weight_decay", weight_decay);
+  return AdamWrite{lr.as<const double>(), weight_decay, decay_after, stochastic, static_cast<uint64_t>(seed)};
+}
+
+inline std::string element_name(const char* list, size_t i) {
+  return std::string(list) + "[" + std::to_string(i) + "]";
+}
+
+template <class Value>
+void check_length(const char* name, const std::vector<Value>& list, size_t length) {
+  if (list.size() == length) return;
+  throw pybind11::value_error(std::string(name) + ": " + std::to_string(length) +
+                              " expected, one for each of params, got " + std::to_string(list.size()));
+}
+
+// A list of state vectors: dtype, length and device of list[i].
+inline void check_state(const char* name, const TensorList& list, size_t i, DType dtype, int64_t numel,
+                        const TensorRef& like) {
+  check_vector(element_name(name, i).c_str(), list[i], dtype, numel, like);
+}
+
+// Two tensors of a list that share memory would be written by two threads at once.
+inline void check_distinct(const char* name, const TensorList& list) {
+  std::vector<const void*> places;
+  for (const TensorRef& t : list) {
+    if (t.numel() > 0) places.push_back(t.data);
+  }
+  std::sort(places.begin(), places.end());
+  if (std::adjacent_find(places.begin(), places.end()) != places.end()) {
+    throw pybind11::value_error(std::string(name) +
+                                ": tensors with memory of their own expected, got one twice");
+  }
+}
+
+// What every full-rank step takes for each parameter, except for the moments.
+struct AdamLists {
+  const TensorList &params, &grads, &progress, &beta_powers;
+  const std::vector<int64_t>& tensor_ids;
+};
+
+inline void check_adam_lists(const AdamLists& lists) {
+  const size_t length = lists.params.size();
+  check_length("grads", lists.grads, length);
+  check_length("progress", lists.progress, length);
+  check_length("beta_powers", lists.beta_powers, length);
+  check_length("tensor_ids", lists.tensor_ids, length);
+  for (size_t i = 0; i < length; ++i) {
+    const TensorRef &param = lists.params[i], &grad = lists.grads[i];
+    const std::string param_name = element_name("params", i), grad_name = element_name("grads", i);
+    check_float(param_name.c_str(), param);
+    check_contiguous(param_name.c_str(), param);
+    check_same_device(param_name.c_str(), param, "params[0]", lists.params[0]);
+    check_float(grad_name.c_str(), grad);
+    check_same_shape(grad_name.c_str(), grad, param_name.c_str(), param);
+    check_contiguous(grad_name.c_str(), grad);
+    check_same_device(grad_name.c_str(), grad, param_name.c_str(), param);
+    check_no_overlap(grad_name.c_str(), grad, param_name.c_str(), param);
+    check_state("progress", lists.progress, i, DType::i64, kProgressLength, param);
+    check_state("beta_powers", lists.beta_powers, i, DType::f64, 2, param);
+    if (lists.tensor_ids[i] < 0 || lists.tensor_ids[i] > 0xffffffffLL) {
+      throw pybind11::value_error(element_name("tensor_ids", i) + ": 0 to 4294967295 expected, got " +
+                                  std::to_string(lists.tensor_ids[i]));
+    }
+  }
+  check_distinct("params", lists.params);
+  check_distinct("progress", lists.progress);
+  check_distinct("beta_powers", lists.beta_powers);
+}
+
+// r and the records of a direction, except for the moments.
+inline void check_direction(const TensorRef& r, const TensorRef& progress, const TensorRef& beta_powers) {
+  check_float("r", r);
+  check_contiguous("r", r);
+  check_vector("progress", progress, DType::i64, kProgressLength, r);
+  check_vector("beta_powers", beta_powers, DType::f64, 2, r);
+}
+
+}  // namespace frugalore
