@@ -1,0 +1,28 @@
+"""The entry point of the ``frugalore`` command.
+
+The library needs torch alone; the command line needs the packages of ``frugalore[train]``. Where one of
+them is missing, the user gets one line that says how to install them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRAS = frozenset({"click", "matplotlib", "numpy", "rich", "safetensors", "tomli", "transformers"})
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from frugalore.cli.commands import frugalore
+
+        frugalore()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        sys.exit(f"frugalore: {package} is not installed; pip install 'frugalore[train]' installs it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The optimizers that a run can name. This is the only list: the command line and the tests read it.
+
+A builder gets the model on its device and the configuration, prepares the model where its method needs it
+(INT8 weights, for one) and returns the optimizer. Imports are inside the builders, so that naming an
+optimizer costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from frugalore.pretrain.config import PretrainConfig
+from frugalore.pretrain.errors import ConfigError
+
+Builder = Callable[[nn.Module, PretrainConfig], tuple[torch.optim.Optimizer, nn.Module]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer: how it is built, the learning rate it wants for the demo's model, what it is."""
+
+    build: Builder
+    lr: float
+    summary: str
+
+
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(name: str, *, lr: float, summary: str) -> Callable[[Builder], Builder]:
+    """Offer a builder as ``--optimizer name``."""
+
+    def add(build: Builder) -> Builder:
+        REGISTRY[name] = Entry(build, lr, summary)
+        return build
+
+    return add
+
+
+def entry(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        ConfigError: there is none; the message lists those that exist.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(f"optimizer: one of {', '.join(sorted(REGISTRY))} expected, got {name!r}")
+    return REGISTRY[name]
+
+
+@register("adamw", lr=2e-3, summary="torch.optim.AdamW: the full gradient, float state")
+def _adamw(model: nn.Module, config: PretrainConfig):
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay
+    )
+    return optimizer, model
