@@ -6,6 +6,7 @@ optimizers and model preparation at the top level.
 
 from frugalore import ops
 from frugalore._build import build_info
+from frugalore.weights import Int8Weight, dequantize_, quantize_
 
-__all__ = ["build_info", "ops"]
+__all__ = ["Int8Weight", "build_info", "dequantize_", "ops", "quantize_"]
 __version__ = build_info()["version"]

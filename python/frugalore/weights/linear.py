@@ -1,0 +1,83 @@
+"""``F.linear`` with an INT8 weight: the codes are kept for the backward pass, never the float weight.
+
+    forward    W = (q - z) s          a transient          Y  = X W^T + b
+    backward   W = (q - z) s          a transient          dX = dY W,   dW = dY^T X,   db = sum(dY)
+
+Between the passes a layer holds X (when its weight trains) and references to the codes: 1 byte a weight that
+is there anyway. dW is a plain float tensor in the dtype that the weight shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from frugalore.ops import int8_dequantize
+
+
+class _Int8Linear(Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        dense = int8_dequantize(weight.codes, weight.scale, weight.zero, weight.group_size, dtype)
+        return torch.nn.functional.linear(x, dense, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        x, weight, _, dtype = inputs
+        x_needs, weight_needs, *_ = ctx.needs_input_grad
+        # The parts are saved as tensors of their own, so a write to them before backward is noticed.
+        parts = (weight.codes, weight.scale, weight.zero) if x_needs else (None, None, None)
+        ctx.save_for_backward(x if weight_needs else None, *parts)
+        ctx.group_size, ctx.dtype, ctx.weight_dtype = weight.group_size, dtype, weight.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, codes, scale, zero = ctx.saved_tensors
+        x_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        rows = grad_y.reshape(-1, grad_y.shape[-1])
+        if x_needs:
+            dense = int8_dequantize(codes, scale, zero, ctx.group_size, ctx.dtype)
+            grad_x = (rows @ dense).reshape(*grad_y.shape[:-1], dense.shape[-1])
+        if weight_needs:
+            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
+        if bias_needs:
+            grad_bias = rows.sum(0)
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _Dequantize(Function):
+    @staticmethod
+    def forward(weight: Tensor, dtype: torch.dtype) -> Tensor:
+        return int8_dequantize(weight.codes, weight.scale, weight.zero, weight.group_size, dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype), None
+
+
+def int8_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` for an ``Int8Weight``: ``X W^T + b``; autocast applies as it does to a float weight.
+
+    Args:
+        input: float ``[..., in]``, of the weight's dtype unless autocast is on.
+        weight: ``Int8Weight [out, in]``.
+        bias: ``[out]`` or none.
+    """
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+    return _Int8Linear.apply(input, weight, bias, dtype)
+
+
+def dequantize(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The float tensor that an ``Int8Weight`` stands for; gradients flow back to the weight."""
+    return _Dequantize.apply(weight, weight.dtype if dtype is None else dtype)
