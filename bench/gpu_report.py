@@ -77,8 +77,8 @@ def earlier_outcomes(path: Path, commit: str) -> dict[str, tuple[str, str, str]]
 def _ops_table(rows: list[dict[str, str]]) -> str:
     lines = [
         "| op | shape | dtype | MB | us | p20-p80 | host us | GB/s | of copy | of roofline "
-        "| x reference | x torch | x bitsandbytes |",
-        "|---|---|---|" + "---:|" * 10,
+        "| x reference | x torch | x bitsandbytes | state MB | torch's |",
+        "|---|---|---|" + "---:|" * 12,
     ]
 
     def number(row, column: str, form: str, scale: float = 1.0) -> str:
@@ -92,6 +92,7 @@ def _ops_table(rows: list[dict[str, str]]) -> str:
         cells += [number(row, column, ".0%") for column in ("share_of_copy", "share_of_roofline")]
         ratios = ("ratio_reference", "ratio_torch", "ratio_bitsandbytes")
         cells += [number(row, column, ".3g") for column in ratios]
+        cells += [number(row, column, ".4g", 1e-6) for column in ("state_bytes", "torch_state_bytes")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -35,11 +35,16 @@ _SLOW, _VERY_SLOW = 1.0, 10.0  # seconds a call
 
 @dataclass
 class Calls:
-    """The contenders over one set of buffers; each callable is one call of the op."""
+    """The contenders over one set of buffers; each callable is one call of the op.
+
+    ``state_bytes`` is for optimizer steps: called after the timing, it gives the bytes of optimizer state of
+    "frugalore" and of each peer.
+    """
 
     ours: Callable[[], object]
     reference: Callable[[], object] | None = None
     peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+    state_bytes: Callable[[], dict[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Case:
 
     ``setup(device, peers)`` makes a fresh set of buffers and returns its :class:`Calls`; ``peers`` are the
     names wanted, and those that cannot be imported are left out. ``flops`` and ``flops_dtype`` are for ops
-    with matrix products.
+    with matrix products; ``devices`` leaves out a device on which the case would take too long.
     """
 
     op: str
@@ -58,6 +63,7 @@ class Case:
     setup: Callable[[torch.device, tuple[str, ...]], Calls]
     flops: int = 0
     flops_dtype: torch.dtype = torch.float32
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 @dataclass
@@ -90,6 +96,10 @@ class Row:
     ratio_bitsandbytes: float | None
     torchao_us: float | None
     ratio_torchao: float | None
+    state_bytes: int | None
+    torch_state_bytes: int | None
+    bitsandbytes_state_bytes: int | None
+    torchao_state_bytes: int | None
     device: str
     device_name: str
     cpu_isa: str
@@ -173,10 +183,15 @@ class Harness:
         self.cold_bytes = 2 * last_level_cache(device) if cold_bytes is None else cold_bytes
         self._clock = _CudaClock(device) if self._cuda else _CpuClock()
         self._peak_flops: dict[torch.dtype, float] = {}
+        self.left_out: list[str] = []
         self.peak_copy = self._measure_peak_copy(peak_copy_bytes or (4096 if self._cuda else 512) * _MIB)
 
     def measure(self, case: Case) -> dict[str, object]:
-        """Times of one case, as the measured fields of :class:`Row`."""
+        """Times of one case, as the measured fields of :class:`Row`.
+
+        ``left_out`` then names the contenders that could not run, and why.
+        """
+        self.left_out = []
         # In the worst case every byte is counted twice, read and written in place.
         sets = max(1, min(_MAX_SETS, math.ceil(2 * self.cold_bytes / max(case.bytes, 1))))
         calls = [case.setup(self.device, self.peers) for _ in range(sets)]
@@ -186,6 +201,7 @@ class Harness:
         for peer in calls[0].peers:
             contenders[peer] = [c.peers[peer] for c in calls]
         samples, rounds, host = self._interleave(contenders)
+        states = calls[0].state_bytes() if calls[0].state_bytes else {}
 
         times = {name: statistics.median(values) for name, values in samples.items()}
         ours, peak_flops = times["frugalore"], None
@@ -206,7 +222,10 @@ class Harness:
             "peak_copy_gb_s": self.peak_copy * 1e-9,
             "peak_tflop_s": peak_flops and peak_flops * 1e-12,
             "share_of_roofline": floor / ours,
+            "state_bytes": states.get("frugalore"),
         }
+        for name in PEERS:
+            result[f"{name}_state_bytes"] = states.get(name)
         for name in ("reference", *PEERS):
             result[f"{name}_us"] = times[name] * 1e6 if name in times else None
             result[f"ratio_{name}"] = _paired_ratio(samples, name) if name in times else None
@@ -215,8 +234,16 @@ class Harness:
     def _interleave(self, contenders: dict[str, list[Callable]]):
         """Samples per contender (seconds a call), rounds of the first, host seconds a call."""
         estimates, host, turn = {}, {}, dict.fromkeys(contenders, 0)
-        for name, calls in contenders.items():
-            estimates[name], host[name] = self._warm_up(calls)
+        for name, calls in list(contenders.items()):
+            try:
+                estimates[name], host[name] = self._warm_up(calls)
+            except Exception as error:
+                if name in ("frugalore", "copy"):
+                    raise
+                # A reference or a peer that does not run here costs its column, not the row.
+                del contenders[name]
+                why = (str(error).splitlines() or [""])[0]
+                self.left_out.append(f"{name}: {type(error).__name__}: {why}")
         batches = {
             name: max(1, min(64, math.ceil(self._clock.batch_seconds / max(seconds, 1e-7))))
             for name, seconds in estimates.items()
@@ -345,6 +372,8 @@ TABLE = (
     ("x torch", lambda r: _number(r.ratio_torch, ".3g")),
     ("x bnb", lambda r: _number(r.ratio_bitsandbytes, ".3g")),
     ("x torchao", lambda r: _number(r.ratio_torchao, ".3g")),
+    ("state MB", lambda r: _number(r.state_bytes and r.state_bytes / 1e6, ".4g")),
+    ("torch's", lambda r: _number(r.torch_state_bytes and r.torch_state_bytes / 1e6, ".4g")),
 )
 
 

@@ -97,9 +97,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         writer = CsvWriter(arguments.out / "ops.csv")
-    rows, failures = [], []
+    rows, notes, failures = [], [], []
     for family in arguments.ops:
         for case in cases.load(family, arguments.sizes):
+            if device.type not in case.devices:
+                continue
             print(f"{family}: {case.op} {case.shape} {case.dtype}", file=sys.stderr, flush=True)
             try:
                 row = Row(
@@ -116,12 +118,15 @@ def main(argv: list[str] | None = None) -> int:
                 failures.append(f"{case.op} {case.shape} {case.dtype}: {error}")
                 continue
             rows.append(row)
+            notes += [f"{case.op} {case.shape} {case.dtype}, {note}" for note in harness.left_out]
             if writer:
                 writer.write(row)
     if writer:
         writer.close()
     title = "{device_name}, {cpu_isa}, {threads} threads, torch {torch}, commit {commit}".format(**where)
     print_table(rows, f"{title}; largest copy {harness.peak_copy * 1e-9:.4g} GB/s")
+    for note in notes:
+        print(f"left out: {note}")
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures or not rows else 0

@@ -101,6 +101,19 @@ def test_ratios_are_of_times():
     assert measured["rounds"] == 10 and measured["ratio_torch"] is None
 
 
+def test_a_reference_that_fails_costs_its_column_only():
+    def setup(device, peers):
+        def fails():
+            raise RuntimeError("tensors on two devices\nmore")
+
+        return harness.Calls(lambda: time.sleep(1e-4), fails, {"torch": lambda: time.sleep(1e-4)})
+
+    bench = _harness(cold_bytes=0)
+    measured = bench.measure(harness.Case("op", "1", "f32", 1000, setup))
+    assert bench.left_out == ["reference: RuntimeError: tensors on two devices"]
+    assert measured["ratio_reference"] is None and measured["ratio_torch"] > 0
+
+
 def test_calls_rotate_over_buffers_larger_than_the_cache():
     used: dict[int, int] = {}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 ATTENTION, GATE, DOWN, EMBEDDING = (4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096)
 SMALL = ((64, 256), (130, 1000))
 GROUP = 256
+LR = 1e-4
 
 
 def matrices(size: str) -> tuple[tuple[int, int], ...]:
@@ -31,3 +32,13 @@ def normal(shape: tuple[int, ...], device: torch.device, dtype=torch.float32, st
 
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def device_lr(device: torch.device) -> Tensor:
+    """The learning rate where an optimizer keeps it, so that no call pays for carrying it there."""
+    return torch.full((1,), LR, dtype=torch.float64, device=device)
+
+
+def device_progress(device: torch.device) -> Tensor:
+    """The record of a parameter whose first update was applied."""
+    return torch.tensor([1, 0, 1], device=device)
