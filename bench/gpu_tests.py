@@ -39,7 +39,8 @@ def read_junit(path: Path) -> Result:
         bad = case.find("failure") if case.find("failure") is not None else case.find("error")
         skipped = case.find("skipped")
         if bad is not None:
-            result.failed.append(f"{name}: {(bad.get('message') or '').splitlines()[0:1]}")
+            message = (bad.get("message") or "").splitlines() or [""]
+            result.failed.append(f"{name}: {message[0]}")
         elif skipped is not None:
             result.skipped.append(f"{name}: {skipped.get('message') or ''}")
         else:

@@ -15,7 +15,8 @@ import torch
 import cases
 import frugalore
 from frugalore._build import with_cuda
-from harness import PEERS, CsvWriter, Harness, Row, print_table
+from harness import PEERS, Harness
+from table import CsvWriter, Row, print_table
 
 
 def _list_of(choices: tuple[str, ...], what: str):
