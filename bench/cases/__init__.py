@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-FAMILIES = ("int4",)
+FAMILIES = ("int4", "adamw")
 
 
 def load(family: str, size: str):

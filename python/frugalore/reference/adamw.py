@@ -49,7 +49,7 @@ def advance(progress: Tensor, beta_powers: Tensor, betas: tuple[float, float], a
     progress[2] = int(applied)
     progress[0 if applied else 1] += 1
     if applied:
-        beta_powers *= torch.tensor(betas, dtype=torch.float64)
+        beta_powers *= torch.tensor(betas, dtype=torch.float64, device=beta_powers.device)
 
 
 def step_elements(
@@ -73,7 +73,7 @@ def write_weight(param: Tensor, w: Tensor, seed: int, tensor_id: int, step: int,
     """Round w (float32, any shape) to the dtype of the parameter and store it."""
     words = None
     if rounding == "stochastic" and param.dtype != torch.float32:
-        words = random_words(w.numel(), seed, tensor_id, step, PURPOSE_WEIGHT)
+        words = random_words(w.numel(), seed, tensor_id, step, PURPOSE_WEIGHT, device=w.device)
     param.copy_(round_to_dtype(w.flatten(), param.dtype, words).view_as(param))
 
 
