@@ -62,6 +62,8 @@ def test_unknown_model_keys_are_refused_by_name():
         ({"device": "tpu"}, "device: one of"),
         ({"model": "7t"}, "model: a table or one of demo"),
         ({"model": 3}, "model: a table"),
+        ({"data": 3}, "data: a path expected, got 3"),
+        ({"optimizer": 3}, "optimizer: a name expected, got 3"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(values, message):

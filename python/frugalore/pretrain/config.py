@@ -97,6 +97,10 @@ class PretrainConfig:
     def __post_init__(self):
         if not isinstance(self.model, Mapping):
             raise ConfigError(f"model: a table of LlamaConfig fields expected, got {self.model!r}")
+        if not isinstance(self.optimizer, str):
+            raise ConfigError(f"optimizer: a name expected, got {self.optimizer!r}")
+        if not isinstance(self.data, (str, type(None))):
+            raise ConfigError(f"data: a path expected, got {self.data!r}")
         for name in _POSITIVE:
             _integer(self, name, 1)
         for name in ("warmup_steps", "seed"):

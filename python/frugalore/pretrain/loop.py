@@ -98,7 +98,11 @@ class Trainer:
         return state
 
     def restore(self, model_state: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Continue after :meth:`state`, bit by bit on the same machine, build and thread count."""
+        """Continue after :meth:`state`.
+
+        To the bit on the same machine, build and thread count; on CUDA as far as torch's own kernels (the
+        backward of attention, for one) add in a fixed order.
+        """
         self.model.load_state_dict(model_state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_count = state["step"]

@@ -60,7 +60,7 @@ def pretrain(
     model = build_model(config).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     computed = _computed_bytes(model, config)
-    optimizer, model = optimizers.entry(config.optimizer).build(model, config)
+    optimizer, model = _build_optimizer(model, config)
     batches = Batches(corpus, config.batch_size, config.sequence_length, config.seed)
     trainer = Trainer(config, model, optimizer, batches, device)
     if saved:
@@ -109,6 +109,13 @@ def _computed_bytes(model: nn.Module, config: PretrainConfig):
         return report.computed_bytes(model, config)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _build_optimizer(model: nn.Module, config: PretrainConfig) -> tuple[torch.optim.Optimizer, nn.Module]:
+    try:
+        return optimizers.entry(config.optimizer).build(model, config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{config.optimizer}: {error}") from error
 
 
 def _restore(trainer: Trainer, saved: tuple, out: Path) -> None:
