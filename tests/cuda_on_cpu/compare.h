@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <tuple>
@@ -48,6 +48,10 @@ inline void store(Bytes& tensor, DType dtype, int64_t i, float value) {
   if (dtype == DType::bf16) at<bf16>(tensor)[i] = from_float<bf16>(value);
   if (dtype == DType::f16) at<f16>(tensor)[i] = from_float<f16>(value);
 }
+
+constexpr float kNonFinite[] = {std::numeric_limits<float>::infinity(),
+                                -std::numeric_limits<float>::infinity(),
+                                std::numeric_limits<float>::quiet_NaN()};
 
 constexpr DType kFloats[] = {DType::f32, DType::bf16, DType::f16};
 

@@ -1,5 +1,3 @@
-#include <limits>
-
 #include "cuda_on_cpu/compare.h"
 
 namespace frugalore::test {
@@ -40,19 +38,13 @@ Quantize quantize_case(const GroupLayout& layout, DType dtype, float size) {
 
 TEST(Int4, Quantize) {
   for (const GroupLayout& layout : kLayouts) {
-    for (const DType dtype : kFloats) {
-      for (const float size : {1.0f, 1e-6f, 1e4f}) {
-        SCOPED_TRACE(std::to_string(layout.rows) + " x " + std::to_string(layout.columns) + " " +
-                     name_of(dtype));
-        expect_same_bytes(quantize_case(layout, dtype, size));
-      }
-    }
+    for (const DType dtype : kFloats) expect_same_bytes(quantize_case(layout, dtype, 1.0f));
+    for (const float size : {1e-6f, 1e4f}) expect_same_bytes(quantize_case(layout, DType::f32, size));
   }
 }
 
 TEST(Int4, QuantizeNonFinite) {
-  for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
-                          std::numeric_limits<float>::quiet_NaN()}) {
+  for (const float bad : kNonFinite) {
     for (const DType dtype : kFloats) {
       Quantize c = quantize_case({3, 300, 64}, dtype, 1.0f);
       for (const int64_t i : {int64_t{0}, int64_t{299}, int64_t{500}}) store(c.x, dtype, i, bad);
