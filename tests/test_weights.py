@@ -82,6 +82,11 @@ class TestReading:
         assert type(result) is torch.Tensor
         assert torch.equal(result, read(weight.dequantize().detach()))
 
+    def test_the_librarys_ops_see_the_floats(self, generator):
+        weight = _weight(generator)
+        for ours, spec in zip(ops.int4_quantize(weight), ops.int4_quantize(weight.dequantize()), strict=True):
+            assert torch.equal(ours, spec)
+
     def test_gradients_come_back_through_any_operation(self, device, generator):
         weight = _parameter(generator, device=device)
         dense = weight.dequantize().detach().requires_grad_()
@@ -183,6 +188,13 @@ class TestMoving:
         assert weight.dtype == torch.float16 and weight.group_size == 64
         again = _weight(torch.Generator().manual_seed(0), group_size=64)
         assert _same_codes(weight, again)
+
+    def test_shared_memory(self, generator):
+        layer = nn.Linear(300, 40)
+        layer.weight = _parameter(generator)
+        assert not layer.weight.is_shared()
+        layer.share_memory()
+        assert layer.weight.is_shared() and layer.weight.codes.is_shared()
 
 
 class TestWriting:

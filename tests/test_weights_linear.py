@@ -219,6 +219,31 @@ class TestSurroundings:
         with torch.no_grad():
             torch.testing.assert_close(ours.eval()(x), floats.eval()(x))
 
+    def test_distributed_data_parallel(self, tmp_path):
+        """Its first broadcast sends floats, which quantises the weights once more, alike on every rank."""
+        ours, _ = _pair()
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            parallel = nn.parallel.DistributedDataParallel(ours)
+            floats = dequantize_(copy.deepcopy(ours))
+            parallel(_input((5, 300))).sum().backward()
+            assert "module.0.weight.codes" in parallel.state_dict()
+        finally:
+            torch.distributed.destroy_process_group()
+        floats(_input((5, 300))).sum().backward()
+        _assert_equal(_grads(ours), _grads(floats))
+
+    def test_weight_averaging(self):
+        ours, _ = _pair()
+        first = ours[0].weight.dequantize().detach()
+        average = torch.optim.swa_utils.AveragedModel(ours)
+        for value in (first, first + 0.02):
+            with torch.no_grad():
+                ours[0].weight.copy_(value)
+            average.update_parameters(ours)
+        error = (average.module[0].weight.dequantize() - first - 0.01).abs().max()
+        assert error < 2 * ours[0].weight.scale.max()
+
     def test_training_through_copy(self):
         """A plain training loop: dequantise, step, write back with copy_."""
         ours, _ = _pair()

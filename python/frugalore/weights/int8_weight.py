@@ -35,6 +35,10 @@ class Int8Weight(Tensor):
     The format is Q-GaLore's (arXiv 2407.08296), with groups that start anew at every row. ``shape``,
     ``dtype``, ``device``, ``requires_grad`` and ``grad`` (a plain float tensor) are those of a float weight.
 
+    Write with ``copy_`` (quantises floats), ``data =``, or the ops of :mod:`frugalore.ops` on the parts.
+    Other operations that write are refused. A slice, view or transpose is a float copy: writing into one does
+    not reach the weight.
+
     Args:
         codes: uint8 ``[out, in]``, contiguous.
         scale: float32 ``[out, groups]`` with ``groups = ceil(in / group_size)``.
@@ -97,6 +101,16 @@ class Int8Weight(Tensor):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The plain float tensor ``[out, in]``, in the shown dtype or in ``dtype``; differentiable."""
         return dequantize(self, dtype)
+
+    def share_memory_(self) -> Int8Weight:
+        """Move the parts to shared memory, in place, for other processes."""
+        for part in _parts(self):
+            part.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether the parts are in shared memory (always on CUDA)."""
+        return all(part.is_shared() for part in _parts(self))
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         kind = "Parameter of Int8Weight" if getattr(self, "_is_param", False) else "Int8Weight"

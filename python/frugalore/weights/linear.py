@@ -18,19 +18,15 @@ from frugalore.ops import int8_dequantize
 
 
 class _Int8Linear(Function):
+    # forward takes ctx: with a setup_context of its own, torch inspects the signature at every call.
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        dense = int8_dequantize(weight.codes, weight.scale, weight.zero, weight.group_size, dtype)
-        return torch.nn.functional.linear(x, dense, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        x, weight, _, dtype = inputs
-        x_needs, weight_needs, *_ = ctx.needs_input_grad
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         # The parts are saved as tensors of their own, so a write to them before backward is noticed.
-        parts = (weight.codes, weight.scale, weight.zero) if x_needs else (None, None, None)
-        ctx.save_for_backward(x if weight_needs else None, *parts)
+        parts = weight.codes, weight.scale, weight.zero
+        x_needs, weight_needs, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if weight_needs else None, *(parts if x_needs else (None, None, None)))
         ctx.group_size, ctx.dtype, ctx.weight_dtype = weight.group_size, dtype, weight.dtype
+        return torch.nn.functional.linear(x, int8_dequantize(*parts, weight.group_size, dtype), bias)
 
     @staticmethod
     @once_differentiable
@@ -51,12 +47,9 @@ class _Int8Linear(Function):
 
 class _Dequantize(Function):
     @staticmethod
-    def forward(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = weight.dtype
         return int8_dequantize(weight.codes, weight.scale, weight.zero, weight.group_size, dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
