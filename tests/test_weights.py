@@ -219,6 +219,13 @@ class TestWriting:
         target.copy_(source)
         assert _same_codes(target, Int8Weight.quantize(source.dequantize(), 64))
 
+    def test_copy_of_a_non_finite_element_is_not_hidden(self, generator):
+        weight, new = _weight(generator), _matrix(generator)
+        new[3, 290] = float("inf")
+        weight.copy_(new)
+        assert weight.dequantize()[3].isnan().tolist() == [False] * 256 + [True] * 44
+        assert weight.dequantize().isnan().sum() == 44
+
     def test_copy_into_floats(self, generator):
         weight, dense = _weight(generator), torch.empty(40, 300)
         dense.copy_(weight)
@@ -307,6 +314,12 @@ class TestBadInput:
     def test_parts(self, change, error, message):
         with pytest.raises(error, match=message):
             Int8Weight(**{**self._parts(), **change})
+
+    def test_dequantize_dtype(self, generator):
+        with pytest.raises(
+            TypeError, match=r"dtype: float32, bfloat16 or float16 expected, got torch\.float64"
+        ):
+            _weight(generator).dequantize(torch.float64)
 
     def test_quantize_dtype(self):
         with pytest.raises(TypeError, match="got float64"):

@@ -203,6 +203,10 @@ class TestSurroundings:
         with torch.inference_mode():
             assert torch.equal(ours(x), floats(x))
 
+    def test_meta(self):
+        ours, _ = _pair()
+        assert ours.to("meta")(_input((5, 300), "meta")).shape == (5, 7)
+
     def test_a_dtype_that_does_not_fit_is_torchs_own_error(self):
         ours, _ = _pair()
         with pytest.raises(RuntimeError, match="dtype"):

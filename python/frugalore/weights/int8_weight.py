@@ -100,6 +100,8 @@ class Int8Weight(Tensor):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The plain float tensor ``[out, in]``, in the shown dtype or in ``dtype``; differentiable."""
+        dtype = self.dtype if dtype is None else dtype
+        check_float_dtype("dtype", dtype)
         return dequantize(self, dtype)
 
     def share_memory_(self) -> Int8Weight:
@@ -278,7 +280,10 @@ def _to_copy(
 
 @_implements(aten.copy_.default)
 def _copy_(func: Any, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """Into an INT8 weight: quantises floats, copies the parts of another INT8 weight."""
+    """Into an INT8 weight: quantises floats, copies the parts of another INT8 weight.
+
+    A group that gets a NaN or infinite element becomes NaN; to look for one would wait for the device.
+    """
     if not isinstance(target, Int8Weight):
         return func(target, _dense(source), non_blocking)
     same_groups = isinstance(source, Int8Weight) and source.group_size == target.group_size

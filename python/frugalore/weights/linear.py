@@ -65,12 +65,12 @@ def int8_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         bias: ``[out]`` or none.
     """
     dtype = weight.dtype
-    if torch.is_autocast_enabled(input.device.type):
+    if not input.is_meta and torch.is_autocast_enabled(input.device.type):  # It knows no meta device.
         dtype = torch.get_autocast_dtype(input.device.type)
         input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
     return _Int8Linear.apply(input, weight, bias, dtype)
 
 
-def dequantize(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def dequantize(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The float tensor that an ``Int8Weight`` stands for; gradients flow back to the weight."""
-    return _Dequantize.apply(weight, weight.dtype if dtype is None else dtype)
+    return _Dequantize.apply(weight, dtype)
