@@ -48,9 +48,13 @@ __device__ T* dynamic_shared() {
 // Blocks for `items` work items of which a block takes `per_block` at a time. Kernels loop with a grid
 // stride, so the count is bounded: enough blocks to fill any card, few enough to launch quickly.
 inline unsigned block_count(int64_t items, int64_t per_block) {
-  constexpr int64_t kMost = 1 << 16;
+#if defined(FRUGALORE_CUDA_ON_CPU)
+  const int64_t most = cuda_on_cpu::most_blocks();
+#else
+  constexpr int64_t most = 1 << 16;
+#endif
   const int64_t blocks = (items + per_block - 1) / per_block;
-  return static_cast<unsigned>(blocks < 1 ? 1 : (blocks < kMost ? blocks : kMost));
+  return static_cast<unsigned>(blocks < 1 ? 1 : (blocks < most ? blocks : most));
 }
 
 }  // namespace frugalore::cuda

@@ -75,11 +75,11 @@ inline Bytes random_bytes(int64_t count, unsigned below, uint64_t seed) {
 struct Order {
   const char* name;
   cuda_on_cpu::ThreadOrder order;
-  uint64_t seed;
+  int64_t most_blocks;
 };
-constexpr Order kOrders[] = {{"ascending", cuda_on_cpu::ThreadOrder::ascending, 0},
-                             {"descending", cuda_on_cpu::ThreadOrder::descending, 0},
-                             {"random", cuda_on_cpu::ThreadOrder::random, 17}};
+constexpr Order kOrders[] = {{"ascending", cuda_on_cpu::ThreadOrder::ascending, 1 << 16},
+                             {"descending, one block", cuda_on_cpu::ThreadOrder::descending, 1},
+                             {"random, two blocks", cuda_on_cpu::ThreadOrder::random, 2}};
 
 // `Tensors` is copyable, has job(), which points into the object, and bytes(), everything that the job may
 // have written.
@@ -89,7 +89,8 @@ void expect_same_bytes(const Tensors& tensors) {
   cpu::dispatch(cpu.job());
   for (const Order& order : kOrders) {
     SCOPED_TRACE(order.name);
-    cuda_on_cpu::set_thread_order(order.order, order.seed);
+    cuda_on_cpu::set_thread_order(order.order, 17);
+    cuda_on_cpu::set_most_blocks(order.most_blocks);
     Tensors cuda = tensors;
     ASSERT_EQ(cuda::run(cuda.job(), nullptr), cudaSuccess);
     EXPECT_TRUE(cuda.bytes() == cpu.bytes());

@@ -19,6 +19,11 @@ enum class ThreadOrder { ascending, descending, random };
 // The order of the following launches. `seed` matters to `random` alone.
 void set_thread_order(ThreadOrder order, uint64_t seed = 0);
 
+// The most blocks that csrc/cuda/launch.h asks for. Small sizes would never make a block go around its grid
+// stride loop; two blocks do, and must give the same bytes.
+void set_most_blocks(int64_t count);
+int64_t most_blocks();
+
 // What a kernel must not do: threads that leave others waiting, collectives that do not match, a shuffle from
 // a lane that does not take part, a launch outside the limits of a card.
 class KernelError : public std::runtime_error {

@@ -37,6 +37,7 @@ constexpr size_t kStackBytes = 64 * 1024;
 
 ThreadOrder thread_order = ThreadOrder::ascending;
 uint64_t order_seed = 0;
+int64_t block_limit = 1 << 16;
 
 // A stack with an inaccessible page below it.
 class Stack {
@@ -349,6 +350,14 @@ Block& current_block(Site site) {
 void set_thread_order(ThreadOrder order, uint64_t seed) {
   thread_order = order;
   order_seed = seed;
+}
+
+void set_most_blocks(int64_t count) {
+  block_limit = count;
+}
+
+int64_t most_blocks() {
+  return block_limit;
 }
 
 void launch(const std::function<void()>& body, unsigned blocks, unsigned threads, size_t shared_bytes) {
