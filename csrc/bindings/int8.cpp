@@ -2,6 +2,7 @@
 
 #include "bindings/families.h"
 #include "bindings/run.h"
+#include "bindings/weight_step.h"
 
 namespace frugalore {
 namespace {
@@ -49,11 +50,29 @@ void int8_dequantize(const TensorRef& codes, const TensorRef& scale, const Tenso
                                   GroupLayout{x.rows(), x.columns(), group_size}});
 }
 
+void int8_stochastic_update(const TensorRef& codes, const TensorRef& scale, const TensorRef& zero,
+                            const TensorRef& update, const TensorRef& lr, const TensorRef& progress,
+                            double alpha, double weight_decay, bool decay_after, int64_t seed,
+                            int64_t tensor_id, int64_t first_index, int64_t group_size, bool stochastic) {
+  check_int8(codes, scale, zero, group_size);
+  check_beside_codes("update", update, codes);
+  check_no_overlap("zero", zero, "codes", codes);
+  const WeightStep step =
+      checked_weight_step({lr, progress, alpha, weight_decay, decay_after, seed, tensor_id, first_index,
+                           stochastic},
+                          codes);
+  if (codes.numel() == 0) return;
+  run(codes.device,
+      Int8UpdateJob{codes.as<uint8_t>(), scale.as<float>(), zero.as<uint8_t>(), update.data, update.dtype,
+                    GroupLayout{codes.rows(), codes.columns(), group_size}, step});
+}
+
 }  // namespace
 
 void bind_int8(pybind11::module_& m) {
   m.def("int8_quantize", &int8_quantize);
   m.def("int8_dequantize", &int8_dequantize);
+  m.def("int8_stochastic_update", &int8_stochastic_update);
 }
 
 }  // namespace frugalore

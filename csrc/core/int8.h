@@ -3,17 +3,17 @@
 // Per group a float scale s and a uint8 zero-point z:  w ~ (q - z) s.  Quantisation is that of
 // core/int4.h with 255 levels.
 //
-// The update w <- keep w + u works in code units, with k = q - z and d = u / s - (1 - keep) k:
+// The update w <- keep w + u works in code units, with k = q - z, d = u / s - (1 - keep) k and y = k + d.
 //
-//   y = k + d.  If min(y) >= -z, max(y) <= 255 - z and max(y, 0) - min(y, 0) >= 128, then s and z stay
-//   and q += SR(d).  Otherwise (the group outgrew its codes, or shrank to half of them)
+//   If every y fits (-q <= d <= 255 - q, exact where y would round) and max(y, 0) - min(y, 0) >= 128, then
+//   s and z stay and q += SR(d).  Otherwise (the group outgrew its codes, or shrank to half of them)
 //     lo, hi = min(y, 0) s, max(y, 0) s          s' = max(1.02 (hi - lo), 1e-5) / 253
 //     z' = ceil(-lo / s' + (254 - (hi - lo) / s') / 2)        q = z' + SR(y s / s')
 //
 // Taking min and max anew at every step, as published, is biased at the extremes of each group, and
-// moves codes even for a zero update. Here no clamp can ever act, and u = 0 changes nothing. A group
-// whose scale is already the smallest is kept while it fits. An element whose y is not finite keeps
-// its value.
+// moves codes even for a zero update. Here no clamp can ever act, and a group of which no element moves
+// is left alone whatever its range. A group whose scale is already the smallest is kept while it fits. An
+// element whose d is not finite keeps its value, and so does a group whose scale is not in (0, 2^60).
 #pragma once
 
 #include "core/int4.h"
@@ -87,35 +87,56 @@ FRUGALORE_HD WeightStepScalars weight_step_scalars(const WeightStep& step) {
       random_stream(step.seed, step.tensor_id, step.progress[kProgressApplied], Purpose::weight)};
 }
 
-// What a group's codes become once the range of y is known.
-struct Int8Requantize {
-  bool keep_grid;  // s and z stay: q += SR(d)
-  float ratio;     // s / s'
-  float scale;     // s'
-  float zero;      // z'
-};
-
-constexpr float kInt8SmallestScale = 1e-5f / 253.0f;
-
-// lo, hi: min and max of y over the group and 0. s, z: the group's present scale and zero-point.
-FRUGALORE_HD Int8Requantize int8_requantize(float lo, float hi, float s, float z) {
-  const bool fits = lo >= -z && hi <= 255.0f - z;
-  const bool fine_enough = hi - lo >= 128.0f || s <= kInt8SmallestScale;
-  if (fits && fine_enough) return Int8Requantize{true, 1.0f, s, z};
-  const float low = lo * s, range = hi * s - low;
-  const float wide = 1.02f * range;
-  const float scale = (wide > 1e-5f ? wide : 1e-5f) / 253.0f;
-  const float codes_below = -low / scale + (254.0f - range / scale) * 0.5f;
-  const float whole = static_cast<float>(static_cast<int32_t>(codes_below));
-  return Int8Requantize{false, s / scale, scale, whole < codes_below ? whole + 1.0f : whole};
+// u / s as a factor of the update. NaN for a scale that is not in (0, 2^60): no element then moves.
+FRUGALORE_HD float int8_update_per_code(float coefficient, float scale) {
+  const float limit = 1152921504606846976.0f;
+  return scale > 0.0f && scale < limit ? coefficient / scale : bit_cast<float>(0x7fc00000u);
 }
 
-// The intended change of one code, in code units; 0 where it is not finite or beyond all sense (2^60
-// codes), so that no product with a scale can overflow later.
+// The intended change d of one code, in code units; 0 where it is not finite or beyond 2^60 codes, so
+// that no product with a scale can overflow later.
 FRUGALORE_HD float int8_delta(float k, float update, float update_per_code, float one_minus_keep) {
   const float d = update * update_per_code - k * one_minus_keep;
   const float limit = 1152921504606846976.0f;
   return d >= -limit && d <= limit ? d : 0.0f;
+}
+
+// Whether q + SR(d) could leave 0..255. Compared without adding: k + d rounds a tiny d away.
+FRUGALORE_HD bool int8_outside(float q, float d) {
+  return d < -q || d > 255.0f - q;
+}
+
+// The whole group's y.
+struct Int8Range {
+  float lo, hi;  // min and max over the elements and 0
+  bool outside;  // an element might leave its codes
+  bool moved;    // an element has d != 0
+};
+
+// What becomes of the group.
+struct Int8Grid {
+  bool kept;    // s and z stay: q += SR(d)
+  float ratio;  // s / s'
+  float scale;  // s'
+  float zero;   // z'
+};
+
+FRUGALORE_HD Int8Grid int8_grid(const Int8Range& range, float s, float z) {
+  const float smallest_scale = 1e-5f / 253.0f;
+  const bool fine_enough = range.hi - range.lo >= 128.0f || s <= smallest_scale;
+  if (!range.moved || (!range.outside && fine_enough)) return Int8Grid{true, 1.0f, s, z};
+  const float low = range.lo * s, width = range.hi * s - low;
+  const float wide = 1.02f * width;
+  const float scale = (wide > 1e-5f ? wide : 1e-5f) / 253.0f;
+  const float codes_below = -low / scale + (254.0f - width / scale) * 0.5f;
+  const float whole = static_cast<float>(static_cast<int32_t>(codes_below));
+  return Int8Grid{false, s / scale, scale, whole < codes_below ? whole + 1.0f : whole};
+}
+
+// SR, or rounding to nearest even, of a change |x| <= 255.
+template <bool kStochastic>
+FRUGALORE_HD int32_t int8_round(float x, uint32_t word) {
+  return kStochastic ? stochastic_round(x, word) : static_cast<int32_t>(round_even(x));
 }
 
 }  // namespace FRUGALORE_ISA_NAMESPACE

@@ -19,14 +19,17 @@ FRUGALORE_HD float clamp(float x, float low, float high) {
 
 // Stochastic rounding of x to an integer, for |x| < 2^31: E[result] = x up to 2^-31, and an integer x
 // never moves. The fraction is compared as a 31-bit integer with the random word; the rounding acts
-// on the magnitude, so that a small negative x keeps all its bits (floor(x) + 1 - |x| would not).
+// on the magnitude, so that a small negative x keeps all its bits (floor(x) + 1 - |x| would not). The
+// sign is taken off and put back with integers: a select would become a branch, and the loop scalar.
 FRUGALORE_HD int32_t stochastic_round(float x, uint32_t word) {
-  const float magnitude = x < 0.0f ? -x : x;
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const float magnitude = bit_cast<float>(bits & 0x7fffffffu);
+  const int32_t sign = -static_cast<int32_t>(bits >> 31);
   const int32_t whole = static_cast<int32_t>(magnitude);
   const float fraction = magnitude - static_cast<float>(whole);
   const int32_t threshold = static_cast<int32_t>(fraction * 2147483648.0f);
   const int32_t rounded = whole + (static_cast<int32_t>(word >> 1) < threshold ? 1 : 0);
-  return x < 0.0f ? -rounded : rounded;
+  return (rounded ^ sign) - sign;
 }
 
 }  // namespace FRUGALORE_ISA_NAMESPACE

@@ -54,5 +54,15 @@ FRUGALORE_HD f16 stochastic_from_float<f16>(float x, uint32_t word) {
   return f16{static_cast<uint16_t>(sign | result)};
 }
 
+// One element. Rounding to nearest can also reach infinity; stochastic rounding ends at the largest finite
+// number.
+template <bool kStochastic, class T>
+FRUGALORE_HD T updated_weight(T weight, float update, uint32_t word, float keep, float coefficient) {
+  const float x = keep * to_float(weight) + coefficient * update;
+  const T rounded = kStochastic ? stochastic_from_float<T>(x, word) : from_float<T>(x);
+  const bool finite = is_finite(x) && (kStochastic || is_finite(to_float(rounded)));
+  return finite ? rounded : weight;
+}
+
 }  // namespace FRUGALORE_ISA_NAMESPACE
 }  // namespace frugalore

@@ -1,39 +1,112 @@
-// Random words of a run of elements (core/philox.h), 64 counters side by side.
+// The random words of a run of elements, many Philox counters at a time.
+//
+// A counter is four 64-bit lanes, one per 32-bit word. Only the low half of a lane counts: the multiplier
+// reads nothing else, so the upper halves may hold anything and a round needs no masks and no shuffles.
 #pragma once
 
 #include "core/philox.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace frugalore::cpu {
 inline namespace FRUGALORE_ISA_NAMESPACE {
 
-constexpr int kPhiloxLanes = 64;
-constexpr int kPhiloxWords = 4 * kPhiloxLanes;
+#if defined(__AVX512F__)
+constexpr int kWideLanes = 8;
+#elif defined(__AVX2__)
+constexpr int kWideLanes = 4;
+#else
+constexpr int kWideLanes = 2;
+#endif
 
-// words[i] belongs to element 4 * quad + i, for i < 256.
+using Wide = uint64_t __attribute__((vector_size(8 * kWideLanes)));
+
+// The 64-bit products of the low halves of the lanes.
+FRUGALORE_HD Wide multiply_low_halves(Wide a, Wide b) {
+#if defined(__AVX512F__)
+  // All lanes; the unmasked form reads an undefined vector, of which compilers warn.
+  const __mmask8 all = 0xff;
+  return reinterpret_cast<Wide>(
+      _mm512_maskz_mul_epu32(all, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Wide>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<Wide>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
+// Stores a[0] b[0] a[1] b[1] ...
+FRUGALORE_HD void store_alternating(Wide a, Wide b, uint32_t* out) {
+#if defined(__AVX512F__)
+  const __m512i x = reinterpret_cast<__m512i>(a), y = reinterpret_cast<__m512i>(b);
+  const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+  _mm512_storeu_si512(out, _mm512_permutex2var_epi64(x, low, y));
+  _mm512_storeu_si512(out + 16, _mm512_permutex2var_epi64(x, high, y));
+#elif defined(__AVX2__)
+  const __m256i x = reinterpret_cast<__m256i>(a), y = reinterpret_cast<__m256i>(b);
+  const __m256i even = _mm256_unpacklo_epi64(x, y), odd = _mm256_unpackhi_epi64(x, y);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute2x128_si256(even, odd, 0x20));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_permute2x128_si256(even, odd, 0x31));
+#else
+  for (int lane = 0; lane < kWideLanes; ++lane) {
+    out[4 * lane] = static_cast<uint32_t>(a[lane]);
+    out[4 * lane + 1] = static_cast<uint32_t>(a[lane] >> 32);
+    out[4 * lane + 2] = static_cast<uint32_t>(b[lane]);
+    out[4 * lane + 3] = static_cast<uint32_t>(b[lane] >> 32);
+  }
+#endif
+}
+
+// Vectors of counters in flight: a round is a chain of a multiplication and two cheap operations, so one
+// vector alone would wait for the multiplier.
+constexpr int kVectors = 2;
+constexpr int kPhiloxWords = 4 * kWideLanes * kVectors;
+
+// words[i] belongs to element 4 * quad + i, for i < kPhiloxWords.
 inline void philox_words(const RandomStream& stream, uint64_t quad, uint32_t* __restrict__ words) {
-  for (int lane = 0; lane < kPhiloxLanes; ++lane) {
-    const uint64_t counter = quad + static_cast<uint64_t>(lane);
-    uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), stream.tensor_id,
-                     stream.step_and_purpose};
-    uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-      philox_round(c, key0, key1);
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
+  const Wide zeros = {};
+  Wide c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    Wide counter = {};
+    for (int lane = 0; lane < kWideLanes; ++lane) {
+      counter[lane] = quad + static_cast<uint64_t>(v * kWideLanes + lane);
     }
-    words[4 * lane] = c[0];
-    words[4 * lane + 1] = c[1];
-    words[4 * lane + 2] = c[2];
-    words[4 * lane + 3] = c[3];
+    c0[v] = counter;
+    c1[v] = c0[v] >> 32;
+    c2[v] = zeros + stream.tensor_id;
+    c3[v] = zeros + stream.step_and_purpose;
+  }
+  const Wide multiplier0 = zeros + 0xD2511F53u, multiplier1 = zeros + 0xCD9E8D57u;
+  uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Wide product0 = multiply_low_halves(c0[v], multiplier0);
+      const Wide product1 = multiply_low_halves(c2[v], multiplier1);
+      c0[v] = (product1 >> 32) ^ c1[v] ^ (zeros + key0);
+      c2[v] = (product0 >> 32) ^ c3[v] ^ (zeros + key1);
+      c1[v] = product1;
+      c3[v] = product0;
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const Wide a = (c0[v] & 0xffffffffu) | (c1[v] << 32), b = (c2[v] & 0xffffffffu) | (c3[v] << 32);
+    store_alternating(a, b, words + 4 * kWideLanes * v);
   }
 }
 
-// words[i] = random_word(stream, first + i) for i < n.
+// words[i] = random_word(stream, first + i) for i < n. `first` need not be a multiple of 4.
 inline void random_words(const RandomStream& stream, uint64_t first, int64_t n, uint32_t* words) {
   uint64_t quad = first >> 2;
   int64_t skip = static_cast<int64_t>(first & 3), done = 0;
-  while (done < n) {
+  for (; done < n; quad += kPhiloxWords / 4) {
     if (skip == 0 && n - done >= kPhiloxWords) {
       philox_words(stream, quad, words + done);
       done += kPhiloxWords;
@@ -43,7 +116,6 @@ inline void random_words(const RandomStream& stream, uint64_t first, int64_t n, 
       for (int64_t i = skip; i < kPhiloxWords && done < n; ++i) words[done++] = all[i];
       skip = 0;
     }
-    quad += kPhiloxLanes;
   }
 }
 

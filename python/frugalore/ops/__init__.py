@@ -3,7 +3,9 @@ and a specification in plain torch under :mod:`frugalore.reference`."""
 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
-from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize
+from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
+from frugalore.ops.sketch import rademacher_
+from frugalore.ops.weight import weight_update_
 
 __all__ = [
     "Int4Groups",
@@ -16,4 +18,7 @@ __all__ = [
     "int4_unpack",
     "int8_dequantize",
     "int8_quantize",
+    "int8_stochastic_update_",
+    "rademacher_",
+    "weight_update_",
 ]

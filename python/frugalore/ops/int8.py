@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from frugalore import _C
-from frugalore.ops._registry import define
+from frugalore.ops._registry import define, mark_written, no_outputs
+from frugalore.ops._step_options import decay_is_after, is_stochastic, lr_tensor, progress_tensor
 
 
 class Int8Groups(NamedTuple):
@@ -61,6 +62,13 @@ _dequantize_op = define(
     _dequantize,
     _empty_float,
 )
+_update_op = define(
+    "int8_stochastic_update_(Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) zero, Tensor update, Tensor lr, "
+    "Tensor progress, float alpha, float weight_decay, bool decay_after, int seed, int tensor_id, "
+    "int first_index, int group_size, bool stochastic) -> ()",
+    _C.int8_stochastic_update,
+    no_outputs,
+)
 
 
 def int8_quantize(x: Tensor, group_size: int = 256) -> Int8Groups:
@@ -100,3 +108,69 @@ def int8_dequantize(
         TypeError: another dtype. ValueError: a bad shape, stride or group size.
     """
     return _dequantize_op(codes, scale, zero, group_size, dtype)
+
+
+def int8_stochastic_update_(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    update: Tensor,
+    *,
+    lr: float | Tensor = 1.0,
+    alpha: float = 1.0,
+    weight_decay: float = 0.0,
+    decay: str = "before",
+    seed: int = 0,
+    tensor_id: int = 0,
+    progress: int | Tensor = 1,
+    first_index: int = 0,
+    group_size: int = 256,
+    rounding: str = "stochastic",
+) -> None:
+    """Add an update to an INT8 weight, in place and in one pass over each group.
+
+    ``w <- keep * w + lr * alpha * update`` with ``keep = 1 - lr * weight_decay``, rounded stochastically, so
+    that the expectation of the written weight is the exact one (Q-GaLore, arXiv 2407.08296, section 3.3).
+    Unlike there, a group keeps its scale and zero-point until it outgrows its codes or shrinks to half of
+    them, and then gets a grid with a margin: no code is ever clamped, extremes of a group move as far as
+    everything else, and an update of zero changes nothing.
+
+    Args:
+        codes, scale, zero: as :func:`int8_quantize` makes them; all three are written.
+        update: float32, bfloat16 or float16, contiguous, the shape of ``codes``.
+        lr: a number, or a float64 tensor with one element on the device of ``codes``.
+        alpha: multiplies the update only, not the decay; negative for a descent direction.
+        weight_decay: decoupled decay per unit of lr.
+        decay: "before" the update (torch, FRUGAL), or "after" it (bitsandbytes, GaLore, Q-GaLore): the
+            update is then decayed too.
+        seed, tensor_id: name the random stream; any 64-bit integer, and 0 ... 2^32 - 1.
+        progress: the number of this step, which names the random words within the stream (modulo 2^28); or
+            the int64 [3] progress record of the parameter: a step it calls skipped writes nothing.
+        first_index: index of the first element within the whole weight, for panels and shards of rows: they
+            get the same bytes as the whole weight would.
+        group_size: as at quantisation.
+        rounding: "stochastic" or "nearest" (ties to even, in code units).
+
+    An element whose new value is not finite, or more than 2^60 codes away, keeps its value. A group whose
+    scale is not finite is left alone.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong shape, stride, device or option. Nothing is written.
+    """
+    _update_op(
+        codes,
+        scale,
+        zero,
+        update,
+        lr_tensor(lr, codes.device),
+        progress_tensor(progress, codes.device),
+        alpha,
+        weight_decay,
+        decay_is_after(decay),
+        seed,
+        tensor_id,
+        first_index,
+        group_size,
+        is_stochastic(rounding),
+    )
+    mark_written((codes, scale, zero))
