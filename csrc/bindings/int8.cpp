@@ -57,10 +57,8 @@ void int8_stochastic_update(const TensorRef& codes, const TensorRef& scale, cons
   check_int8(codes, scale, zero, group_size);
   check_beside_codes("update", update, codes);
   check_no_overlap("zero", zero, "codes", codes);
-  const WeightStep step =
-      checked_weight_step({lr, progress, alpha, weight_decay, decay_after, seed, tensor_id, first_index,
-                           stochastic},
-                          codes);
+  const WeightStep step = checked_weight_step(
+      {lr, progress, alpha, weight_decay, decay_after, seed, tensor_id, first_index, stochastic}, codes);
   if (codes.numel() == 0) return;
   run(codes.device,
       Int8UpdateJob{codes.as<uint8_t>(), scale.as<float>(), zero.as<uint8_t>(), update.data, update.dtype,

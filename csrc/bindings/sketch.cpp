@@ -7,7 +7,8 @@
 namespace frugalore {
 namespace {
 
-void fill_rademacher(const TensorRef& out, int64_t seed, int64_t tensor_id, int64_t period, int64_t first_index) {
+void fill_rademacher(const TensorRef& out, int64_t seed, int64_t tensor_id, int64_t period,
+                     int64_t first_index) {
   check_float("out", out);
   check_contiguous("out", out);
   check_tensor_id(tensor_id);

@@ -15,8 +15,7 @@ template <bool kStochastic, class W, class U>
 void update_block(W* __restrict__ weight, const U* __restrict__ update, const uint32_t* __restrict__ words,
                   int64_t n, float keep, float coefficient) {
   for (int64_t i = 0; i < n; ++i) {
-    weight[i] =
-        updated_weight<kStochastic>(weight[i], to_float(update[i]), words[i], keep, coefficient);
+    weight[i] = updated_weight<kStochastic>(weight[i], to_float(update[i]), words[i], keep, coefficient);
   }
 }
 
