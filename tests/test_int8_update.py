@@ -335,7 +335,7 @@ class TestBadInput:
             ({"tensor_id": 2**32}, ValueError, "tensor_id: .* got 4294967296"),
             ({"first_index": -4}, ValueError, "first_index: zero or more expected, got -4"),
             ({"decay": "never"}, ValueError, "decay: 'before' or 'after' expected, got 'never'"),
-            ({"rounding": "up"}, ValueError, "rounding: 'stochastic' or 'nearest' expected, got 'up'"),
+            ({"rounding": "up"}, ValueError, "rounding: 'nearest' or 'stochastic' expected, got 'up'"),
             ({"lr": torch.zeros(1)}, TypeError, "lr: dtype float64 expected, got float32"),
             ({"progress": torch.zeros(2, dtype=torch.int64)}, ValueError, "progress: .*3.*2"),
         ],

@@ -170,7 +170,7 @@ def test_autograd_sees_the_write(device):
         ({"tensor_id": -1}, ValueError, "tensor_id: .* got -1"),
         ({"first_index": -4}, ValueError, "first_index: zero or more expected, got -4"),
         ({"decay": "never"}, ValueError, "decay: 'before' or 'after' expected, got 'never'"),
-        ({"rounding": "up"}, ValueError, "rounding: 'stochastic' or 'nearest' expected, got 'up'"),
+        ({"rounding": "up"}, ValueError, "rounding: 'nearest' or 'stochastic' expected, got 'up'"),
         ({"lr": torch.zeros(2, dtype=torch.float64)}, ValueError, "lr: .*1.*2"),
     ],
     ids=str,

@@ -18,3 +18,10 @@ def lr_on_device(lr: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(lr, Tensor):
         return lr
     return torch.full((1,), lr, dtype=torch.float64, device=like.device)
+
+
+def progress_on_device(progress: int | Tensor, like: Tensor) -> Tensor:
+    """A progress record, int64 ``[3]`` (csrc/core/progress.h). The number of a step means: it is applied."""
+    if isinstance(progress, Tensor):
+        return progress
+    return torch.tensor([progress, 0, 1], dtype=torch.int64, device=like.device)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from frugalore import _C
+from frugalore.ops._options import is_second, lr_on_device, progress_on_device
 from frugalore.ops._registry import define, mark_written, no_outputs
-from frugalore.ops._step_options import decay_is_after, is_stochastic, lr_tensor, progress_tensor
 
 
 class Int8Groups(NamedTuple):
@@ -162,15 +162,15 @@ def int8_stochastic_update_(
         scale,
         zero,
         update,
-        lr_tensor(lr, codes.device),
-        progress_tensor(progress, codes.device),
+        lr_on_device(lr, codes),
+        progress_on_device(progress, codes),
         alpha,
         weight_decay,
-        decay_is_after(decay),
+        is_second("decay", decay, "before", "after"),
         seed,
         tensor_id,
         first_index,
         group_size,
-        is_stochastic(rounding),
+        is_second("rounding", rounding, "nearest", "stochastic"),
     )
     mark_written((codes, scale, zero))

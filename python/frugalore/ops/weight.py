@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from frugalore import _C
+from frugalore.ops._options import is_second, lr_on_device, progress_on_device
 from frugalore.ops._registry import define, mark_written, no_outputs
-from frugalore.ops._step_options import decay_is_after, is_stochastic, lr_tensor, progress_tensor
 
 _update_op = define(
     "weight_update_(Tensor(a!) weight, Tensor update, Tensor lr, Tensor progress, float alpha, "
@@ -59,14 +59,14 @@ def weight_update_(
     _update_op(
         weight,
         update,
-        lr_tensor(lr, weight.device),
-        progress_tensor(progress, weight.device),
+        lr_on_device(lr, weight),
+        progress_on_device(progress, weight),
         alpha,
         weight_decay,
-        decay_is_after(decay),
+        is_second("decay", decay, "before", "after"),
         seed,
         tensor_id,
         first_index,
-        is_stochastic(rounding),
+        is_second("rounding", rounding, "nearest", "stochastic"),
     )
     mark_written((weight,))
