@@ -1,7 +1,13 @@
 // AdamW with moments in 8 bits (Dettmers et al., arXiv 2110.02861): codes of the dynamic maps, one float
-// absmax per block of 256 elements of the flattened tensor. Conventions and formulas: core/adamw.h. The
-// update uses the fresh moments before they are quantised again. A block's absmax is that of the fresh
-// moments; a block of zeros has absmax 0 and the codes of 0.
+// absmax per block of 256 elements of the flattened tensor (the last block may be short). Conventions,
+// formulas and what is skipped: core/adamw.h.
+//
+//   m = value[code] absmax                       before the update
+//   code = map(m * (1 / max|m|)), absmax = max|m|    after it; v likewise in the unsigned map
+//
+// The update uses the fresh moments before they are quantised again. A block in which some elements are
+// skipped is quantised anew with the old values of those. If max|m| is below 2^-126, the reciprocal would
+// not be a normal number: the block then counts as zeros, with absmax 0 and the codes of 0.
 #pragma once
 
 #include "core/adamw.h"
@@ -45,4 +51,17 @@ struct Adamw8bitDirectionJob {
   AdamHyper hyper;
 };
 
+inline namespace FRUGALORE_ISA_NAMESPACE {
+
+// The absmax that is stored, and the factor that brings the block into [-1, 1].
+struct Adam8bitScale {
+  float absmax, inverse;
+};
+
+FRUGALORE_HD Adam8bitScale adam8bit_scale(float largest) {
+  const bool normal = largest >= 1.17549435e-38f;  // 2^-126
+  return Adam8bitScale{normal ? largest : 0.0f, normal ? 1.0f / largest : 0.0f};
+}
+
+}  // namespace FRUGALORE_ISA_NAMESPACE
 }  // namespace frugalore

@@ -70,7 +70,7 @@ inline int64_t step_floats(const AdamScalars& s, const AdamWriteScalars& write, 
     w[i] = element.w;
     m[i] = element.m;
     v[i] = element.v;
-    skipped += element.applied ? 0 : 1;
+    skipped += element.skipped;
   }
   return skipped;
 }

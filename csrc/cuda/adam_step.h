@@ -132,7 +132,7 @@ __device__ inline int step_quad(const Tensor& tensor, const AdamStepContext& con
     w.at[j] = element.w;
     m.at[j] = element.m;
     v.at[j] = element.v;
-    skipped += j < n && !element.applied ? 1 : 0;
+    skipped += j < n ? element.skipped : 0;
   }
   if (tensor.param_dtype == DType::f32) {
     store_quad(static_cast<float*>(tensor.param) + index, w, n);

@@ -2,6 +2,7 @@
 and a specification in plain torch under :mod:`frugalore.reference`."""
 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
+from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
 from frugalore.ops.sketch import rademacher_
@@ -10,6 +11,8 @@ from frugalore.ops.weight import weight_update_
 __all__ = [
     "Int4Groups",
     "Int8Groups",
+    "adamw8bit_direction_",
+    "adamw8bit_step_",
     "adamw_direction_",
     "adamw_step_",
     "int4_dequantize",
