@@ -8,7 +8,8 @@ from torch import Tensor
 from frugalore.reference.affine import affine_dequantize, affine_quantize
 from frugalore.reference.groups import from_groups, to_groups
 from frugalore.reference.philox import PURPOSE_WEIGHT, random_words
-from frugalore.reference.weight import step_scalars, stochastic_round
+from frugalore.reference.rounding import stochastic_round
+from frugalore.reference.weight import step_scalars
 
 _LIMIT = 2.0**60
 

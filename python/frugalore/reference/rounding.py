@@ -1,10 +1,19 @@
-"""Rounding of float32 to bfloat16 and float16, to nearest or stochastically, and the square root of IEEE
-754 (specification)."""
+"""Rounding of float32 to integers, bfloat16 and float16, to nearest or stochastically, and the square root
+of IEEE 754 (specification)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def stochastic_round(x: Tensor, words: Tensor) -> Tensor:
+    """float32 to whole numbers (int64): the fraction of the magnitude against 31 random bits."""
+    magnitude = x.abs()
+    whole = magnitude.trunc()
+    threshold = ((magnitude - whole) * 2147483648.0).long()
+    rounded = whole.long() + ((words >> 1) < threshold).long()
+    return torch.where(x < 0, -rounded, rounded)
 
 
 def _from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -22,9 +31,7 @@ def _stochastic_bfloat16(x: Tensor, words: Tensor) -> Tensor:
 def _stochastic_float16(x: Tensor, words: Tensor) -> Tensor:
     magnitude = x.abs()
     bits = magnitude.view(torch.int32).to(torch.int64)
-    in_steps = magnitude.clamp(max=2.0**-14) * 2.0**24
-    whole = in_steps.trunc()
-    subnormal = whole.to(torch.int64) + ((words >> 1) < ((in_steps - whole) * 2.0**31).to(torch.int64))
+    subnormal = stochastic_round(magnitude.clamp(max=2.0**-14) * 2.0**24, words)
     normal = (bits + (words >> 19) - 0x38000000) >> 13
     result = torch.where(magnitude < 2.0**-14, subnormal, normal)
     result = torch.where(magnitude >= 65504.0, 0x7BFF, result).clamp(max=0x7BFF)
@@ -32,7 +39,7 @@ def _stochastic_float16(x: Tensor, words: Tensor) -> Tensor:
 
 
 def round_to_dtype(x: Tensor, dtype: torch.dtype, words: Tensor | None = None) -> Tensor:
-    """x (float32, one-dimensional) in ``dtype``: to nearest, or with ``words`` (32 random bits for each
+    """x (float32) in ``dtype``: to nearest, or with ``words`` (32 random bits for each
     element, int64) up or down such that the expectation is x. What is not finite stays so; a finite x never
     becomes infinite by stochastic rounding."""
     if words is None or dtype == torch.float32:

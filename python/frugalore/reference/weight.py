@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from frugalore.reference.philox import PURPOSE_WEIGHT, random_words
+from frugalore.reference.rounding import round_to_dtype
 
 
 class StepScalars(NamedTuple):
@@ -28,40 +29,6 @@ def step_scalars(lr: float, alpha: float, weight_decay: float, decay: str) -> St
     )
 
 
-def stochastic_round(x: Tensor, words: Tensor) -> Tensor:
-    """float32 to whole numbers (int64): the fraction of the magnitude against 31 random bits."""
-    magnitude = x.abs()
-    whole = magnitude.trunc()
-    threshold = ((magnitude - whole) * 2147483648.0).long()
-    rounded = whole.long() + ((words >> 1) < threshold).long()
-    return torch.where(x < 0, -rounded, rounded)
-
-
-def stochastic_bf16(x: Tensor, words: Tensor) -> Tensor:
-    bits = x.view(torch.int32).long() & 0xFFFFFFFF
-    rounded = bits + (words >> 16)
-    kept = torch.where(rounded & 0x7F800000 == 0x7F800000, bits, rounded)
-    return (kept >> 16).to(torch.uint16).view(torch.bfloat16)
-
-
-def stochastic_f16(x: Tensor, words: Tensor) -> Tensor:
-    bits = x.view(torch.int32).long() & 0xFFFFFFFF
-    sign, magnitude = (bits >> 16) & 0x8000, x.abs()
-    smallest_normal = 2.0**-14
-    small = magnitude < smallest_normal
-    subnormal = stochastic_round(torch.where(small, magnitude, 0.0) * 2.0**24, words)
-    normal = ((bits & 0x7FFFFFFF) + (words >> 19) - 0x38000000) >> 13
-    result = torch.where(small, subnormal, normal)
-    result = torch.where(magnitude >= 65504.0, 0x7BFF, result.clamp(max=0x7BFF))
-    return (sign | result).to(torch.uint16).view(torch.float16)
-
-
-def stochastic_from_float(x: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float32:
-        return x
-    return stochastic_bf16(x, words) if dtype == torch.bfloat16 else stochastic_f16(x, words)
-
-
 def weight_update_(
     weight: Tensor,
     update: Tensor,
@@ -78,9 +45,9 @@ def weight_update_(
 ) -> None:
     scalars = step_scalars(lr, alpha, weight_decay, decay)
     x = scalars.keep * weight.float() + scalars.coefficient * update.float()
+    words = None
     if rounding == "stochastic":
         words = random_words(weight.numel(), seed, tensor_id, progress, PURPOSE_WEIGHT, first_index)
-        rounded = stochastic_from_float(x, words.view(weight.shape), weight.dtype)
-    else:
-        rounded = x.to(weight.dtype)
+        words = words.view(weight.shape)
+    rounded = round_to_dtype(x, weight.dtype, words)
     weight.copy_(torch.where(x.isfinite() & rounded.isfinite(), rounded, weight))
