@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-FAMILIES = ("int4", "adamw")
+FAMILIES = ("int4", "int8", "weight", "adamw", "adamw8bit", "sketch")
 
 
 def load(family: str, size: str):

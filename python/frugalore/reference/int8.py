@@ -76,7 +76,9 @@ def int8_stochastic_update_(
     new_s, new_z = _requantized_grid(lo, hi, s)
     x = torch.where(kept, d, y * (s / new_s))
     if rounding == "stochastic":
-        words = random_words(codes.numel(), seed, tensor_id, progress, PURPOSE_WEIGHT, first_index)
+        words = random_words(
+            codes.numel(), seed, tensor_id, progress, PURPOSE_WEIGHT, first_index, codes.device
+        )
         rounded = stochastic_round(x, to_groups(words.view(codes.shape), group_size))
     else:
         rounded = x.round()

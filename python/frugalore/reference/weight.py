@@ -47,7 +47,9 @@ def weight_update_(
     x = scalars.keep * weight.float() + scalars.coefficient * update.float()
     words = None
     if rounding == "stochastic":
-        words = random_words(weight.numel(), seed, tensor_id, progress, PURPOSE_WEIGHT, first_index)
+        words = random_words(
+            weight.numel(), seed, tensor_id, progress, PURPOSE_WEIGHT, first_index, weight.device
+        )
         words = words.view(weight.shape)
     rounded = round_to_dtype(x, weight.dtype, words)
     weight.copy_(torch.where(x.isfinite() & rounded.isfinite(), rounded, weight))
