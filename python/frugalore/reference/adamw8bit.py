@@ -23,7 +23,7 @@ BLOCK = 256
 
 def dequantize_moment(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
     """Codes of any shape and one absmax per block of 256 of them: float32 in the shape of the codes."""
-    values = dynamic_map(signed)[codes.flatten().long()]
+    values = dynamic_map(signed).to(codes.device)[codes.flatten().long()]
     return (values * absmax.repeat_interleave(BLOCK)[: values.numel()]).view_as(codes)
 
 

@@ -25,7 +25,7 @@ def dynamic_map(signed: bool) -> Tensor:
 
 def dynamic_quantize(x: Tensor, signed: bool) -> Tensor:
     """The nearest code (uint8) of each value; half-way between two magnitudes, the smaller one."""
-    levels = dynamic_levels(signed).double()
+    levels = dynamic_levels(signed).double().to(x.device)
     midpoints = (levels[:-1] + levels[1:]) / 2  # exact
     level = torch.bucketize(x.abs().double().contiguous(), midpoints)
     if signed:
