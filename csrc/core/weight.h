@@ -54,14 +54,24 @@ FRUGALORE_HD f16 stochastic_from_float<f16>(float x, uint32_t word) {
   return f16{static_cast<uint16_t>(sign | result)};
 }
 
+// A conditional of the storage types would be a branch, and the loop around it scalar.
+FRUGALORE_HD float select(bool condition, float yes, float no) {
+  return condition ? yes : no;
+}
+FRUGALORE_HD bf16 select(bool condition, bf16 yes, bf16 no) {
+  return bf16{condition ? yes.bits : no.bits};
+}
+FRUGALORE_HD f16 select(bool condition, f16 yes, f16 no) {
+  return f16{condition ? yes.bits : no.bits};
+}
+
 // One element. Rounding to nearest can also reach infinity; stochastic rounding ends at the largest finite
 // number.
 template <bool kStochastic, class T>
 FRUGALORE_HD T updated_weight(T weight, float update, uint32_t word, float keep, float coefficient) {
   const float x = keep * to_float(weight) + coefficient * update;
   const T rounded = kStochastic ? stochastic_from_float<T>(x, word) : from_float<T>(x);
-  const bool finite = is_finite(x) && (kStochastic || is_finite(to_float(rounded)));
-  return finite ? rounded : weight;
+  return select(is_finite(kStochastic ? x : to_float(rounded)), rounded, weight);
 }
 
 }  // namespace FRUGALORE_ISA_NAMESPACE
