@@ -1,0 +1,173 @@
+"""Subspaces of the leading singular vectors: randomised SVD, and warm-started subspace iteration.
+
+Halko, Martinsson & Tropp, "Finding structure with randomness", arXiv 0909.4061: algorithms 4.4 (randomised
+subspace iteration) and 5.1 (direct SVD). Gradients are numerically low-rank, so a factorisation must survive
+rank deficiency: Householder QR does, plain Cholesky-QR in float32 does not.
+
+Input of any scale: the matrix is divided by its largest magnitude first. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from frugalore.ops._registry import define
+from frugalore.ops.projection import _check_matrix, _check_side
+from frugalore.ops.sketch import rademacher_
+
+
+class SVD(NamedTuple):
+    """``a ~ u @ diag(s) @ vh``."""
+
+    u: Tensor  #: [m, rank], orthonormal columns
+    s: Tensor  #: [rank], descending
+    vh: Tensor  #: [rank, n], orthonormal rows
+
+
+def _check_rank(rank: int, shape: tuple[int, ...]) -> None:
+    if not 0 < rank <= min(shape):
+        raise ValueError(f"rank: 1 to {min(shape)} expected for shape {tuple(shape)}, got {rank}")
+
+
+def _normalised(a: Tensor) -> tuple[Tensor, Tensor]:
+    """``a`` in float32 with largest magnitude 1 (zeros stay zeros), and that magnitude."""
+    a = a.float()
+    largest = a.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    return a / largest, largest
+
+
+def _orthonormal(y: Tensor) -> Tensor:
+    return torch.linalg.qr(y).Q
+
+
+def _fix_signs(vectors: Tensor) -> Tensor:
+    """+1 or -1 for each row, so that its entry of largest magnitude becomes positive: an SVD leaves the sign
+    open, and one convention makes results comparable."""
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0)
+
+
+def _randomized_svd(
+    a: Tensor, rank: int, n_iter: int, oversample: int, seed: int, tensor_id: int, period: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    scaled, largest = _normalised(a)
+    tall = scaled if a.shape[0] >= a.shape[1] else scaled.t()  # [long, short]
+    short = tall.shape[1]
+    width = min(rank + oversample, short)
+    sketch = rademacher_(a.new_empty((short, width), dtype=torch.float32), seed=seed, tensor_id=tensor_id, period=period)
+    q = _orthonormal(tall @ sketch)  # [long, width]
+    for _ in range(n_iter):
+        q = _orthonormal(tall @ _orthonormal(tall.t() @ q))
+    # Rayleigh-Ritz: the SVD of the small matrix Qᵀ A through its Gram matrix in float64.
+    b = (q.t() @ tall).double()  # [width, short]
+    values, vectors = torch.linalg.eigh(b @ b.t())  # ascending
+    s = values.clamp(min=0).sqrt().flip(0)[:rank]
+    vectors = vectors.flip(1)[:, :rank]
+    left = (q.double() @ vectors).float()  # [long, rank]
+    # Orthonormal also where s vanishes, which division by s would not be.
+    right, triangle = torch.linalg.qr(b.t() @ vectors)
+    right = (right * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()  # [short, rank]
+    signs = _fix_signs(right.t())
+    left, right = left * signs.t(), right * signs.t()
+    u, v = (left, right) if a.shape[0] >= a.shape[1] else (right, left)
+    return u.contiguous(), s.float() * largest, v.t().contiguous()
+
+
+def _randomized_svd_empty(a, rank, n_iter, oversample, seed, tensor_id, period):
+    def empty(*shape):
+        return a.new_empty(shape, dtype=torch.float32)
+
+    return empty(a.shape[0], rank), empty(rank), empty(rank, a.shape[1])
+
+
+_randomized_svd_op = define(
+    "randomized_svd(Tensor a, int rank, int n_iter, int oversample, int seed, int tensor_id, int period) "
+    "-> (Tensor, Tensor, Tensor)",
+    _randomized_svd,
+    _randomized_svd_empty,
+)
+
+
+def randomized_svd(
+    a: Tensor,
+    rank: int,
+    *,
+    n_iter: int = 2,
+    oversample: int = 8,
+    seed: int = 0,
+    tensor_id: int = 0,
+    period: int = 0,
+) -> SVD:
+    """The leading ``rank`` singular triplets, by a random sketch and ``n_iter`` power iterations.
+
+    Args:
+        a: ``[m, n]`` float32, bfloat16 or float16; computed in float32. It must be finite.
+        rank: 1 to min(m, n).
+        n_iter: passes ``A Aᵀ`` over the sketch. On gradients one captures at least 0.998 of the energy that
+            the exact SVD captures; on Gaussian noise, the worst case, two capture about 0.9.
+        oversample: columns of the sketch beyond ``rank``.
+        seed, tensor_id, period: of the sketch's random signs; the result is a function of them and of ``a``.
+
+    Returns:
+        :class:`SVD` in float32. Signs: the entry of largest magnitude of each vector on the short side is
+        positive. Singular values below about 1e-7 of the largest are not resolved.
+    """
+    _check_matrix("a", a)
+    _check_rank(rank, a.shape)
+    if n_iter < 0 or oversample < 0:
+        raise ValueError(f"n_iter and oversample: zero or more expected, got {n_iter} and {oversample}")
+    return SVD(*_randomized_svd_op(a, rank, n_iter, oversample, seed, tensor_id, period))
+
+
+def _subspace_iterate(a: Tensor, basis: Tensor, side: str, n_iter: int) -> Tensor:
+    scaled, _ = _normalised(a)
+    tall = scaled if side == "right" else scaled.t()  # basis vectors live on its columns' side
+    q = basis.float().t()  # [length, rank]
+    for _ in range(n_iter):
+        q = _orthonormal(tall.t() @ (tall @ q))
+    # Rayleigh-Ritz orders the vectors: within the subspace they become the singular ones.
+    image = (tall @ q).double()
+    _, vectors = torch.linalg.eigh(image.t() @ image)
+    rows = (q.double() @ vectors.flip(1)).float().t()
+    along_old = (rows * basis.float()).sum(dim=1, keepdim=True)
+    return (rows * torch.where(along_old < 0, -1.0, 1.0)).contiguous()
+
+
+_subspace_iterate_op = define(
+    "subspace_iterate(Tensor a, Tensor basis, str side, int n_iter) -> Tensor",
+    _subspace_iterate,
+    lambda a, basis, side, n_iter: basis.new_empty(basis.shape, dtype=torch.float32),
+)
+
+
+def subspace_iterate(a: Tensor, basis: Tensor, *, side: str | None = None, n_iter: int = 1) -> Tensor:
+    """Turn an old basis towards the leading singular vectors of ``a``: the warm start of a refresh.
+
+    Args:
+        a: ``[m, n]`` float32, bfloat16 or float16, finite.
+        basis: ``[rank, n]`` (right) or ``[rank, m]`` (left), float; it need not be orthonormal.
+        side: "right" or "left"; default: the short side of ``a``.
+        n_iter: at least 1.
+
+    Returns:
+        float32 ``[rank, length]``, orthonormal rows, ordered by singular value; each points to the same side
+        as the row of the old basis that it replaces.
+    """
+    _check_matrix("a", a)
+    _check_matrix("basis", basis)
+    side = side or ("right" if a.shape[0] >= a.shape[1] else "left")
+    _check_side(side)
+    length = a.shape[1] if side == "right" else a.shape[0]
+    if basis.shape[1] != length:
+        raise ValueError(
+            f"basis: shape ('rank', {length}) expected for a {tuple(a.shape)} and side {side!r}, "
+            f"got {tuple(basis.shape)}"
+        )
+    if basis.shape[0] > length:
+        raise ValueError(f"basis: at most {length} rows expected, got {basis.shape[0]}")
+    if n_iter < 1:
+        raise ValueError(f"n_iter: one or more expected, got {n_iter}")
+    return _subspace_iterate_op(a, basis, side, n_iter)

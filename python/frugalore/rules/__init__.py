@@ -1,0 +1,5 @@
+"""What happens to a gradient once it is split: the state-full rules of the inside."""
+
+from frugalore.rules.adamw import AdamW
+
+__all__ = ["AdamW"]

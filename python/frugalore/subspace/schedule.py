@@ -1,0 +1,135 @@
+"""When a parameter's subspace is refreshed.
+
+Q-GaLore's layer-adaptive schedule (arXiv 2407.08296, section 3.3, as its code does it), for call 0, 1, 2, ...
+of a parameter:
+
+    refresh if there is no basis yet, or call % gap == 0
+    after each refresh but the first: append the similarity of the new basis to the old one to a queue of the
+    last `queue_size`; once the queue is full and its mean is at least `cos_threshold`: gap = int(gap * gamma_proj)
+
+The gap never shrinks and the queue is kept after it grew. With ``cos_threshold=None`` the gap is fixed, which
+is GaLore's schedule.
+
+The similarity is made on the device. It is read when a decision needs it, which is usually many steps later,
+so a refresh does not stall the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PendingScalar:
+    """One number on its way from the device: copied to pinned memory, read when it is needed."""
+
+    def __init__(self, value: Tensor):
+        if value.device.type == "cuda":
+            self._host = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._host.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(value.device))
+        else:
+            self._host, self._arrived = value, None
+
+    def ready(self) -> bool:
+        return self._arrived is None or self._arrived.query()
+
+    def read(self) -> float:
+        """Waits only if the copy has not arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._host)
+
+
+class RefreshSchedule:
+    """Decides the refreshes of one optimizer's parameters.
+
+    What it knows of a parameter lives in that parameter's state, as plain numbers: ``calls``, ``gap``,
+    ``similarities`` (the queue), ``refreshes``, ``refresh_again`` (the last one met a non-finite gradient).
+
+    Group options: ``update_proj_gap``, ``cos_threshold``, ``gamma_proj``, ``queue_size``.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[int, tuple[dict[str, Any], dict[str, Any], PendingScalar]] = {}
+
+    @staticmethod
+    def check_options(group: dict[str, Any]) -> None:
+        for name in ("update_proj_gap", "queue_size"):
+            if int(group[name]) != group[name] or group[name] < 1:
+                raise ValueError(f"{name}: a positive integer expected, got {group[name]!r}")
+        if group["cos_threshold"] is not None and not math.isfinite(group["cos_threshold"]):
+            raise ValueError(f"cos_threshold: a number or None expected, got {group['cos_threshold']!r}")
+        if not 1.0 <= group["gamma_proj"] < math.inf:
+            raise ValueError(f"gamma_proj: 1 or more expected, got {group['gamma_proj']!r}")
+
+    @staticmethod
+    def initial_state(group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "calls": 0,
+            "gap": int(group["update_proj_gap"]),
+            "similarities": [],
+            "refreshes": 0,
+            "refresh_again": False,
+        }
+
+    def due(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
+        """Whether the call that is about to happen starts with a refresh."""
+        self._settle_if_needed(state, group)
+        if state["refreshes"] == 0 or state["refresh_again"]:
+            return True
+        return state["calls"] % state["gap"] == 0
+
+    def refreshed(self, state: dict[str, Any], group: dict[str, Any], similarity: Tensor) -> None:
+        """Record a refresh. ``similarity``: a scalar on the device, NaN if the gradient was not finite."""
+        self._settle(state)
+        state["refresh_again"] = False
+        state["refreshes"] += 1
+        self._pending[id(state)] = (state, group, PendingScalar(similarity))
+        if similarity.device.type != "cuda":
+            self._settle(state)
+
+    def settle_all(self) -> None:
+        """Read everything that is still on its way; before a checkpoint."""
+        for state, _, _ in list(self._pending.values()):
+            self._settle(state)
+
+    def forget(self) -> None:
+        """Drop what is on its way; when other state is loaded."""
+        self._pending.clear()
+
+    def _settle_if_needed(self, state: dict[str, Any], group: dict[str, Any]) -> None:
+        waiting = self._pending.get(id(state))
+        if waiting is None:
+            return
+        grown = self._grown(state["gap"], group)
+        could_matter = state["calls"] % state["gap"] == 0 or state["calls"] % grown == 0
+        if could_matter or waiting[2].ready():
+            self._settle(state)
+
+    def _settle(self, state: dict[str, Any]) -> None:
+        waiting = self._pending.pop(id(state), None)
+        if waiting is None:
+            return
+        _, group, scalar = waiting
+        similarity = scalar.read()
+        if math.isnan(similarity):  # the old basis was kept: try again at the next call
+            state["refresh_again"] = True
+            state["refreshes"] -= 1
+            return
+        threshold = group["cos_threshold"]
+        if threshold is None or state["refreshes"] < 2:
+            return
+        queue = state["similarities"]
+        queue.append(similarity)
+        del queue[: -int(group["queue_size"])]
+        if len(queue) == group["queue_size"] and sum(queue) / len(queue) >= threshold:
+            state["gap"] = self._grown(state["gap"], group)
+
+    @staticmethod
+    def _grown(gap: int, group: dict[str, Any]) -> int:
+        return int(gap * group["gamma_proj"])

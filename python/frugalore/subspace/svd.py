@@ -1,0 +1,132 @@
+"""The subspace of the leading singular vectors, on the short side of the gradient (GaLore, Q-GaLore).
+
+State of a parameter: ``basis`` float32 ``[rank, short side]``, or packed INT4 with ``basis_scale`` and
+``basis_zero``; for the published similarity test also ``first_vector``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frugalore import ops
+from frugalore.ops.projection import Basis, low_rank_shape, short_side
+
+_PACKED_NAMES = ("basis", "basis_scale", "basis_zero")
+
+
+class SvdSubspace:
+    """Choice, storage and use of an SVD basis.
+
+    The first basis comes from a randomised SVD, later ones from one warm-started subspace iteration: the old
+    basis is a better start than a random sketch, and it costs half as much.
+
+    Group options: ``rank``; ``quant`` (keep the basis in INT4), ``quant_n_bit`` (4), ``quant_group_size``;
+    ``similarity``, how a refresh is compared with the basis before it:
+
+    * ``"overlap"``: ``||P_new P_oldᵀ||² / ||P_old||²``, the share of the old subspace that the new one keeps.
+      It knows no signs and no order.
+    * ``"first_vector"``: the cosine of the two leading vectors as they come, as published. It reads 0 or less
+      when only a sign flips or two near-equal singular values swap.
+    """
+
+    @staticmethod
+    def check_options(group: dict[str, Any]) -> None:
+        if int(group["rank"]) != group["rank"] or group["rank"] < 1:
+            raise ValueError(f"rank: a positive integer expected, got {group['rank']!r}")
+        if group["proj_type"] != "std":
+            raise ValueError(f"proj_type: 'std' (the short side) expected, got {group['proj_type']!r}")
+        if group["quant"] and group["quant_n_bit"] != 4:
+            raise ValueError(f"quant_n_bit: 4 expected, got {group['quant_n_bit']!r}")
+        size = group["quant_group_size"]
+        if size <= 0 or size % 2:
+            raise ValueError(f"quant_group_size: a positive even number expected, got {size!r}")
+        if group["similarity"] not in ("overlap", "first_vector"):
+            raise ValueError(
+                f"similarity: 'overlap' or 'first_vector' expected, got {group['similarity']!r}"
+            )
+
+    @staticmethod
+    def rank(shape: torch.Size, group: dict[str, Any]) -> int:
+        return min(int(group["rank"]), *shape)
+
+    @classmethod
+    def low_rank_shape(cls, shape: torch.Size, group: dict[str, Any]) -> tuple[int, int]:
+        """The shape of the projected gradient."""
+        return low_rank_shape(shape, cls.rank(shape, group), short_side(shape))
+
+    @classmethod
+    def state_shapes(
+        cls, shape: torch.Size, group: dict[str, Any]
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each state tensor, to check a checkpoint against."""
+        rank, length = cls.rank(shape, group), min(shape)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        if group["quant"]:
+            groups = -(-length // group["quant_group_size"])
+            sizes = ((rank, -(-length // 2)), (rank, groups), (rank, groups))
+            dtypes = (torch.uint8, torch.float32, torch.uint8)
+            shapes.update(zip(_PACKED_NAMES, zip(sizes, dtypes, strict=True), strict=True))
+        else:
+            shapes["basis"] = ((rank, length), torch.float32)
+        if group["similarity"] == "first_vector":
+            shapes["first_vector"] = ((length,), torch.float32)
+        return shapes
+
+    @staticmethod
+    def basis(state: dict[str, Any]) -> Basis:
+        """The stored basis, as the ops take it."""
+        if "basis_scale" in state:
+            return ops.Int4Groups(*(state[name] for name in _PACKED_NAMES))
+        return state["basis"]
+
+    def project(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        return ops.project(grad, self.basis(state), group_size=group["quant_group_size"])
+
+    def refresh(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """Replace the basis by one for ``grad``; returns its similarity to the old one (1 for the first).
+
+        If ``grad`` is not finite the old basis stays and NaN is returned. That is decided on the device.
+        """
+        finite = grad.isfinite().all()
+        safe = torch.where(finite, grad, 0.0)
+        if "basis" in state:
+            old = self._dense(state, group, min(grad.shape))
+            new = ops.subspace_iterate(safe, old)
+            similarity = self._similarity(new, old, state, group)
+        else:
+            new = self._first_basis(safe, state, group)
+            similarity = torch.ones((), device=grad.device)
+        self._store(new, state, group, finite)
+        return torch.where(finite, similarity, torch.nan)
+
+    def _first_basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        svd = ops.randomized_svd(
+            grad, self.rank(grad.shape, group), seed=group["seed"], tensor_id=state["tensor_id"]
+        )
+        return svd.vh if short_side(grad.shape) == "right" else svd.u.t().contiguous()
+
+    def _dense(self, state: dict[str, Any], group: dict[str, Any], length: int) -> Tensor:
+        basis = self.basis(state)
+        if isinstance(basis, tuple):
+            return ops.int4_dequantize(*basis, length, group["quant_group_size"])
+        return basis
+
+    @staticmethod
+    def _similarity(new: Tensor, old: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        if group["similarity"] == "overlap":
+            return (new @ old.t()).square().sum() / old.square().sum()
+        return torch.nn.functional.cosine_similarity(new[0], state["first_vector"], dim=0)
+
+    @staticmethod
+    def _store(new: Tensor, state: dict[str, Any], group: dict[str, Any], finite: Tensor) -> None:
+        parts = {"basis": new}
+        if group["quant"]:
+            packed = ops.int4_quantize(new, group["quant_group_size"])
+            parts = dict(zip(_PACKED_NAMES, packed, strict=True))
+        if group["similarity"] == "first_vector":
+            parts["first_vector"] = new[0].clone()
+        for name, value in parts.items():
+            state[name] = torch.where(finite, value, state[name]) if name in state else value
