@@ -1,0 +1,88 @@
+"""Checks of an optimizer state before it is loaded, so that a wrong one changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from frugalore.optim.engine import SubspaceOptimizer
+
+#: Version of the layout of the state; in every param group.
+FORMAT = 1
+
+_NUMBERS = {
+    "calls": int,
+    "gap": int,
+    "refreshes": int,
+    "similarities": list,
+    "refresh_again": bool,
+}
+
+
+def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
+    """ValueError, naming what differs, unless ``state_dict`` fits ``optimizer``."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError("state_dict: the keys 'state' and 'param_groups' expected")
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"state_dict: {len(optimizer.param_groups)} param groups expected, got {len(saved_groups)}"
+        )
+    for index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+        _check_group(index, group, saved)
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            if key in state_dict["state"]:
+                _check_state(optimizer, p, state_dict["state"][key], saved)
+
+
+def _check_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> None:
+    if saved.get("format") != FORMAT:
+        raise ValueError(
+            f"param group {index}: format {FORMAT} of a frugalore optimizer expected, got {saved.get('format')}"
+        )
+    if len(saved["params"]) != len(group["params"]):
+        raise ValueError(
+            f"param group {index}: {len(group['params'])} parameters expected, got {len(saved['params'])}"
+        )
+    if ("rank" in group) != ("rank" in saved):
+        raise ValueError(
+            f"param group {index}: rank {group.get('rank')} expected, got {saved.get('rank')} in the state"
+        )
+
+
+def _check_state(optimizer: SubspaceOptimizer, p: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
+    if not state:
+        return
+    name = optimizer._names[p]
+    expected = optimizer.expected_state(p, saved)
+    tensors = {key for key, value in state.items() if isinstance(value, Tensor)}
+    if tensors != expected.keys():
+        raise ValueError(f"{name}: state {sorted(expected)} expected, got {sorted(tensors)}")
+    for key, (shape, dtype) in expected.items():
+        if tuple(state[key].shape) != shape or state[key].dtype != dtype:
+            raise ValueError(
+                f"{name}: {key} {shape} {dtype} expected, got {tuple(state[key].shape)} {state[key].dtype}"
+            )
+    numbers = {"tensor_id": int} | (_NUMBERS if "rank" in saved else {})
+    for key, kind in numbers.items():
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"{name}: {key} as {kind.__name__} expected, got {state.get(key)!r}")
+
+
+def placed(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+    """Copies of the saved state on the parameters' devices, in the saved dtypes, keyed by parameter."""
+    result = {}
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            if state_dict["state"].get(key):
+                result[p] = {name: _copied(value, p.device) for name, value in state_dict["state"][key].items()}
+    return result
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    return list(value) if isinstance(value, list) else value

@@ -1,0 +1,273 @@
+"""The engine: one step loop for every optimizer of the library.
+
+    G = inside(G) + outside(G);   inside -> state-full rule;   weight <- one fused write
+
+A preset names the parts: a subspace (how the inside is chosen and stored), a rule for the inside, the
+conventions of its source. Parameters in a group with ``rank`` go through the subspace; the others are moved
+whole by the same rule, all of a group in one launch.
+
+One step of a matrix: refresh the basis if its schedule says so; R = project(G); direction = rule(R);
+write(W, back(direction)). Nothing waits for the device: the learning rate, the step count and the decision to
+skip a non-finite gradient are read and made there.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frugalore import ops
+from frugalore.optim import checkpoint
+from frugalore.rules import AdamW
+from frugalore.subspace import RefreshSchedule, SvdSubspace
+from frugalore.weights.int8_weight import Int8Weight
+from frugalore.weights.write import descend_
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class SubspaceOptimizer(torch.optim.Optimizer):
+    """The optimizer that presets configure.
+
+    Args:
+        params: parameters, ``(name, parameter)`` pairs or groups of them (:func:`frugalore.param_groups`).
+        defaults: of every group.
+        subspace_defaults: of every group that has ``rank``.
+        subspace, inside: the parts.
+        seed: of all randomness (stochastic rounding, sketches). Default: drawn from torch's generator, so
+            ``torch.manual_seed`` governs. It is part of the state.
+
+    State is tensors, numbers and lists of numbers; ``torch.load(weights_only=True)`` reads it.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        defaults: dict[str, Any],
+        *,
+        subspace_defaults: dict[str, Any],
+        subspace: SvdSubspace,
+        inside: AdamW,
+        seed: int | None = None,
+    ):
+        if seed is None:
+            seed = int(torch.randint(2**62, ()).item())
+        self._subspace_defaults = subspace_defaults
+        self._subspace = subspace
+        self._inside = inside
+        self._schedule = RefreshSchedule()
+        self._names: dict[Tensor, str] = {}
+        self._tensor_ids: dict[Tensor, int] = {}
+        self._lr_tensors: dict[tuple[int, torch.device], Tensor] = {}
+        self._lr_values: dict[tuple[int, torch.device], float] = {}
+        super().__init__(params, defaults | {"seed": int(seed), "format": checkpoint.FORMAT})
+
+    # ---- groups -------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch. A group with ``rank`` trains in the subspace and takes the subspace's options."""
+        group = dict(param_group)
+        if "rank" in group:
+            group = self._subspace_defaults | group
+        self._check_options(self.defaults | group)
+        super().add_param_group(group)
+        group = self.param_groups[-1]
+        names = group.get("param_names") or [f"parameter {len(self._names) + i}" for i in range(len(group["params"]))]
+        try:
+            for name, p in zip(names, group["params"], strict=True):
+                self._check_parameter(name, p, group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        for name, p in zip(names, group["params"], strict=True):
+            self._names[p] = name
+            self._tensor_ids[p] = len(self._tensor_ids)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        lr = group["lr"]
+        if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
+            raise ValueError(f"lr: zero or more expected, got {lr!r}")
+        if group["rounding"] not in ("stochastic", "nearest"):
+            raise ValueError(f"rounding: 'stochastic' or 'nearest' expected, got {group['rounding']!r}")
+        self._inside.check_options(group)
+        if "rank" in group:
+            if not math.isfinite(group["scale"]):
+                raise ValueError(f"scale: a finite number expected, got {group['scale']!r}")
+            self._subspace.check_options(group)
+            self._schedule.check_options(group)
+
+    @staticmethod
+    def _check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
+        if type(p) not in (torch.nn.Parameter, Tensor, Int8Weight):
+            raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
+        if p.dtype not in _FLOATS:
+            raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
+        if "rank" not in group:
+            return
+        if p.dim() != 2:
+            raise ValueError(
+                f"{name}: a matrix expected in a group with rank, got shape {tuple(p.shape)}; "
+                "put it into a group without rank"
+            )
+        if group["rank"] > min(p.shape):
+            warnings.warn(
+                f"{name}: rank {group['rank']} is larger than the short side of {tuple(p.shape)}; "
+                f"{min(p.shape)} is used",
+                stacklevel=4,
+            )
+
+    # ---- the step -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of every parameter that has a gradient. Gradients stay as they are.
+
+        A non-finite gradient never reaches weights or state: a matrix in the subspace skips the whole update,
+        a whole parameter the elements concerned. :meth:`statistics` counts them.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, group in enumerate(self.param_groups):
+            trained = [p for p in group["params"] if p.grad is not None]
+            whole = []
+            for p in trained:
+                self._check_gradient(p)
+                if "rank" in group or isinstance(p, Int8Weight):
+                    self._update_matrix(p, p.grad, group, self._lr(index, p.device))
+                else:
+                    whole.append(p)
+            for device in {p.device for p in whole}:
+                self._update_whole([p for p in whole if p.device == device], group, self._lr(index, device))
+        return loss
+
+    def _check_gradient(self, p: Tensor) -> None:
+        if p.grad.layout != torch.strided:
+            raise TypeError(f"{self._names[p]}: a dense gradient expected, got layout {p.grad.layout}")
+        if p.grad.dtype not in _FLOATS:
+            raise TypeError(
+                f"{self._names[p]}: a gradient in float32, bfloat16 or float16 expected, got {p.grad.dtype}"
+            )
+
+    def _update_matrix(self, p: Tensor, grad: Tensor, group: dict[str, Any], lr: Tensor) -> None:
+        state = self._state_of(p, group)
+        grad = grad.contiguous()
+        in_subspace = "rank" in group
+        if in_subspace:
+            if self._schedule.due(state, group):
+                self._schedule.refreshed(state, group, self._subspace.refresh(grad, state, group))
+            state["calls"] += 1
+            inside = self._subspace.project(grad, state, group)
+        else:
+            inside = grad.clone()
+        step = ops.Step(
+            lr=lr,
+            progress=state["progress"],
+            alpha=-float(group["scale"]) if in_subspace else -1.0,
+            weight_decay=group["weight_decay"],
+            decay=self._inside.decay,
+            seed=group["seed"],
+            tensor_id=state["tensor_id"],
+            rounding=group["rounding"],
+        )
+        direction = self._inside.direction_(inside, state, group)
+        basis = self._subspace.basis(state) if in_subspace else None
+        descend_(p, direction, step, basis=basis, basis_group_size=group.get("quant_group_size", 256))
+
+    def _update_whole(self, params: list[Tensor], group: dict[str, Any], lr: Tensor) -> None:
+        states = [self._state_of(p, group) for p in params]
+        grads = [p.grad.contiguous() for p in params]
+        self._inside.step_([p.detach() for p in params], grads, states, group, lr)
+
+    def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state = self.state[p]
+        if not state:
+            shape = self._subspace.low_rank_shape(p.shape, group) if "rank" in group else p.shape
+            state["tensor_id"] = self._tensor_ids[p]
+            state.update(self._inside.initial_state(shape, group, p.device))
+            if "rank" in group:
+                state.update(self._schedule.initial_state(group))
+        return state
+
+    def _lr(self, index: int, device: torch.device) -> Tensor:
+        """The group's learning rate as the kernels read it; refilled only when it changed."""
+        key, lr = (index, device), self.param_groups[index]["lr"]
+        if key not in self._lr_tensors:
+            self._lr_tensors[key] = torch.empty(1, dtype=torch.float64, device=device)
+        tensor = self._lr_tensors[key]
+        if isinstance(lr, Tensor):
+            tensor.copy_(lr.reshape(1), non_blocking=True)
+            self._lr_values.pop(key, None)
+        elif self._lr_values.get(key) != lr:
+            if not 0.0 <= lr < math.inf:
+                raise ValueError(f"lr: zero or more expected, got {lr!r} in group {index}")
+            tensor.fill_(lr)
+            self._lr_values[key] = lr
+        return tensor
+
+    # ---- state --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch: plain tensors, numbers and lists, no object of ours."""
+        self._schedule.settle_all()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of the same optimizer, to the bit on the same machine.
+
+        State tensors keep their saved dtype (torch would cast them to the parameter's).
+
+        Raises:
+            ValueError: a state of another optimizer, another format, or other shapes, named; nothing is
+                changed then.
+        """
+        checkpoint.check(self, state_dict)
+        state = checkpoint.placed(self, state_dict)
+        super().load_state_dict({**state_dict, "state": {}})
+        self._schedule.forget()
+        self._lr_values.clear()
+        self.state.clear()
+        self.state.update(state)
+
+    def expected_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each state tensor of ``p`` under the options of ``group``."""
+        if "rank" not in group:
+            return self._inside.state_shapes(tuple(p.shape), group)
+        shapes = self._inside.state_shapes(self._subspace.low_rank_shape(p.shape, group), group)
+        return shapes | self._subspace.state_shapes(p.shape, group)
+
+    # ---- what it knows ------------------------------------------------------------------------------
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes of the state on the devices: ``moments``, ``basis`` and ``records`` (step counts)."""
+        total = {"moments": 0, "basis": 0, "records": 0}
+        for state in self.state.values():
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    continue
+                kind = (
+                    "moments"
+                    if name.startswith("exp_avg")
+                    else "basis"
+                    if name.startswith(("basis", "first_vector"))
+                    else "records"
+                )
+                total[kind] += value.numel() * value.element_size()
+        return total
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """For each parameter, by name: ``applied`` and ``skipped`` updates (elements, for a parameter that is
+        moved whole), and in the subspace ``refreshes`` and the present ``gap``. Waits for the device."""
+        self._schedule.settle_all()
+        result = {}
+        for p, state in self.state.items():
+            applied, skipped, _ = state["progress"].tolist()
+            known = {name: state[name] for name in ("refreshes", "gap") if name in state}
+            result[self._names[p]] = {"applied": applied, "skipped": skipped, **known}
+        return result

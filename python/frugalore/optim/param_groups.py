@@ -1,0 +1,47 @@
+"""From a model to parameter groups: which weights train in the subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from frugalore.target_modules import matching_linears
+
+#: The projections of attention and MLP, as in the published recipes.
+DEFAULT_TARGETS = ("attn", "mlp")
+
+
+def param_groups(
+    model: nn.Module,
+    target_modules: str | Sequence[str] = DEFAULT_TARGETS,
+    *,
+    rank: int = 128,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters into the two groups that the optimizers take.
+
+    Args:
+        model: frozen parameters (``requires_grad=False``) are left out.
+        target_modules: which ``nn.Linear`` weights train in the subspace, matched as transformers does:
+            "all-linear", a regular expression for the whole name, or a list of names, parts of names or
+            regular expressions.
+        rank: of the subspace.
+        **options: further options of the group with ``rank``, e.g. ``update_proj_gap``, ``scale``.
+
+    Returns:
+        ``[{"params": the rest}, {"params": the targets, "rank": rank, ...}]``, with ``(name, parameter)``
+        pairs. The first is left out if it is empty.
+
+    Raises:
+        ValueError: no module matches, or none of the matches is trainable.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matched = {f"{name}.weight" for name, _ in matching_linears(model, target_modules)}
+    targets = [(name, p) for name, p in trainable.items() if name in matched]
+    rest = [(name, p) for name, p in trainable.items() if name not in matched]
+    if not targets:
+        raise ValueError(f"target_modules {target_modules!r}: none of the {len(matched)} matches is trainable")
+    groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
+    return [*groups, {"params": targets, "rank": rank, **options}]

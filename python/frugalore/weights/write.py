@@ -1,0 +1,35 @@
+"""The one fused write that ends every update."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from frugalore import ops
+from frugalore.ops._registry import mark_written
+from frugalore.ops.projection import Basis
+from frugalore.weights.int8_weight import Int8Weight
+
+
+def descend_(
+    weight: Tensor, direction: Tensor, step: ops.Step, *, basis: Basis | None, basis_group_size: int
+) -> None:
+    """``w <- keep w + lr alpha back(direction)``, for a float weight or an :class:`Int8Weight`.
+
+    Args:
+        weight: a parameter; written in place.
+        direction: in the subspace of ``basis``, or of the weight's shape where there is no basis.
+        step: learning rate, decay, progress and random stream.
+    """
+    is_int8 = isinstance(weight, Int8Weight)
+    stored = ops.Int8Groups(weight.codes, weight.scale, weight.zero) if is_int8 else weight.detach()
+    group_size = weight.group_size if is_int8 else 256
+    if basis is not None:
+        ops.project_back_update_(
+            stored, direction, basis, step, group_size=group_size, basis_group_size=basis_group_size
+        )
+    elif is_int8:
+        ops.int8_stochastic_update_(*stored, direction, group_size=group_size, **step._asdict())
+    else:
+        ops.weight_update_(stored, direction, **step._asdict())
+    if is_int8:
+        mark_written([weight])
