@@ -6,7 +6,16 @@ optimizers and model preparation at the top level.
 
 from frugalore import ops
 from frugalore._build import build_info
+from frugalore.optim import FusedQGaLore, param_groups
 from frugalore.weights import Int8Weight, dequantize_, quantize_
 
-__all__ = ["Int8Weight", "build_info", "dequantize_", "ops", "quantize_"]
+__all__ = [
+    "FusedQGaLore",
+    "Int8Weight",
+    "build_info",
+    "dequantize_",
+    "ops",
+    "param_groups",
+    "quantize_",
+]
 __version__ = build_info()["version"]

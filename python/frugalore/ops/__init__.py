@@ -5,14 +5,19 @@ from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
+from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
 from frugalore.ops.sketch import rademacher_
+from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate
 from frugalore.ops.weight import weight_update_
 
 __all__ = [
+    "SVD",
+    "Basis",
     "Int4Groups",
     "Int8Groups",
     "adamw8bit_direction_",
     "adamw8bit_step_",
+    "Step",
     "adamw_direction_",
     "adamw_step_",
     "int4_dequantize",
@@ -22,6 +27,11 @@ __all__ = [
     "int8_dequantize",
     "int8_quantize",
     "int8_stochastic_update_",
+    "project",
+    "project_back_update_",
+    "projected_adam_step_",
     "rademacher_",
+    "randomized_svd",
+    "subspace_iterate",
     "weight_update_",
 ]

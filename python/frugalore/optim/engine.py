@@ -134,11 +134,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_step()
         for index, group in enumerate(self.param_groups):
-            trained = [p for p in group["params"] if p.grad is not None]
             whole = []
-            for p in trained:
-                self._check_gradient(p)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 if "rank" in group or isinstance(p, Int8Weight):
                     self._update_matrix(p, p.grad, group, self._lr(index, p.device))
                 else:
@@ -146,6 +147,16 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             for device in {p.device for p in whole}:
                 self._update_whole([p for p in whole if p.device == device], group, self._lr(index, device))
         return loss
+
+    def _check_step(self) -> None:
+        """Everything that could raise, before the first parameter moves."""
+        for index, group in enumerate(self.param_groups):
+            lr = group["lr"]
+            if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
+                raise ValueError(f"lr: zero or more expected, got {lr!r} in param group {index}")
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._check_gradient(p)
 
     def _check_gradient(self, p: Tensor) -> None:
         if p.grad.layout != torch.strided:
@@ -205,8 +216,6 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             tensor.copy_(lr.reshape(1), non_blocking=True)
             self._lr_values.pop(key, None)
         elif self._lr_values.get(key) != lr:
-            if not 0.0 <= lr < math.inf:
-                raise ValueError(f"lr: zero or more expected, got {lr!r} in group {index}")
             tensor.fill_(lr)
             self._lr_values[key] = lr
         return tensor

@@ -60,6 +60,9 @@ def qgalore_step_(
         eps=eps,
         eps_mode="corrected",
     )
+    applied, _, applied_now = state.progress.tolist()
+    if not applied_now:
+        return
     update = r @ basis if m >= n else basis.t() @ r
     int8_stochastic_update_(
         codes,
@@ -72,5 +75,5 @@ def qgalore_step_(
         decay="after",
         seed=seed,
         tensor_id=tensor_id,
-        progress=state.progress,
+        progress=applied,
     )
