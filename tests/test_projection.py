@@ -162,6 +162,4 @@ def test_opcheck(generator):
     torch.library.opcheck(torch.ops.frugalore.project.default, (grad, packed, scale, zero, "right", 256))
     step = _step("cpu")
     args = ([torch.randn(12, 8)], torch.randn(12, 3), packed, scale, zero, "right")
-    torch.library.opcheck(
-        torch.ops.frugalore.project_back_update_.default, (*args, *step, 256, 256, 1 << 20)
-    )
+    torch.library.opcheck(torch.ops.frugalore.project_back_update_.default, (*args, *step, 256, 256, 1 << 20))

@@ -29,8 +29,13 @@ def _model(dtype=torch.float32, quantized=True, seed=0):
 
 
 def _optimizer(model, lr=2e-2, **options):
-    group_options = {**OPTIONS, **{k: options.pop(k) for k in list(options) if k in ("rank", "quant", "similarity", "cos_threshold")}}
-    return frugalore.FusedQGaLore(frugalore.param_groups(model, ["attn", "mlp"], **group_options), lr=lr, **options)
+    group_options = {
+        **OPTIONS,
+        **{k: options.pop(k) for k in list(options) if k in ("rank", "quant", "similarity", "cos_threshold")},
+    }
+    return frugalore.FusedQGaLore(
+        frugalore.param_groups(model, ["attn", "mlp"], **group_options), lr=lr, **options
+    )
 
 
 def _batch(step, device="cpu"):
@@ -176,8 +181,10 @@ def test_a_non_finite_gradient_poisons_nothing(bad, quantized, device):
             model.norm.weight.grad[2] = bad
         optimizer.step()
         if poisoned:
-            assert torch.equal(before.dequantize() if quantized else before,
-                               model.mlp.weight.dequantize() if quantized else model.mlp.weight)
+            assert torch.equal(
+                before.dequantize() if quantized else before,
+                model.mlp.weight.dequantize() if quantized else model.mlp.weight,
+            )
     counted = optimizer.statistics()
     assert (counted["mlp.weight"]["applied"], counted["mlp.weight"]["skipped"]) == (5, 3)
     assert counted["norm.weight"]["skipped"] == 3
@@ -290,7 +297,9 @@ class TestBadInput:
 
     def test_a_large_rank_is_clipped_with_a_warning(self):
         model = _model()
-        with pytest.warns(UserWarning, match=r"attn.weight: rank 1000 is larger than the short side of \(96, 64\)"):
+        with pytest.warns(
+            UserWarning, match=r"attn.weight: rank 1000 is larger than the short side of \(96, 64\)"
+        ):
             optimizer = _optimizer(model, rank=1000)
         _train(model, optimizer, range(2))
         assert optimizer.state[model.attn.weight]["exp_avg"].shape == (96, 64)

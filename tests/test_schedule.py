@@ -68,8 +68,13 @@ def test_a_refresh_that_failed_is_tried_again_and_not_counted():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("update_proj_gap", 0), ("update_proj_gap", 1.5), ("queue_size", 0), ("gamma_proj", 0.5),
-     ("cos_threshold", float("nan"))],
+    [
+        ("update_proj_gap", 0),
+        ("update_proj_gap", 1.5),
+        ("queue_size", 0),
+        ("gamma_proj", 0.5),
+        ("cos_threshold", float("nan")),
+    ],
 )
 def test_bad_options(option, value):
     with pytest.raises(ValueError, match=option):

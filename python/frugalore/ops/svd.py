@@ -57,7 +57,9 @@ def _randomized_svd(
     tall = scaled if a.shape[0] >= a.shape[1] else scaled.t()  # [long, short]
     short = tall.shape[1]
     width = min(rank + oversample, short)
-    sketch = rademacher_(a.new_empty((short, width), dtype=torch.float32), seed=seed, tensor_id=tensor_id, period=period)
+    sketch = rademacher_(
+        a.new_empty((short, width), dtype=torch.float32), seed=seed, tensor_id=tensor_id, period=period
+    )
     q = _orthonormal(tall @ sketch)  # [long, width]
     for _ in range(n_iter):
         q = _orthonormal(tall @ _orthonormal(tall.t() @ q))

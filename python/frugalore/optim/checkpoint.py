@@ -53,7 +53,9 @@ def _check_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> No
         )
 
 
-def _check_state(optimizer: SubspaceOptimizer, p: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
+def _check_state(
+    optimizer: SubspaceOptimizer, p: Tensor, state: dict[str, Any], saved: dict[str, Any]
+) -> None:
     if not state:
         return
     name = optimizer._names[p]
@@ -78,7 +80,9 @@ def placed(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> dict[Ten
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for p, key in zip(group["params"], saved["params"], strict=True):
             if state_dict["state"].get(key):
-                result[p] = {name: _copied(value, p.device) for name, value in state_dict["state"][key].items()}
+                result[p] = {
+                    name: _copied(value, p.device) for name, value in state_dict["state"][key].items()
+                }
     return result
 
 

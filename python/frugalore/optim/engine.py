@@ -77,7 +77,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._check_options(self.defaults | group)
         super().add_param_group(group)
         group = self.param_groups[-1]
-        names = group.get("param_names") or [f"parameter {len(self._names) + i}" for i in range(len(group["params"]))]
+        names = group.get("param_names") or [
+            f"parameter {len(self._names) + i}" for i in range(len(group["params"]))
+        ]
         try:
             for name, p in zip(names, group["params"], strict=True):
                 self._check_parameter(name, p, group)
@@ -244,7 +246,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self.state.clear()
         self.state.update(state)
 
-    def expected_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def expected_state(
+        self, p: Tensor, group: dict[str, Any]
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each state tensor of ``p`` under the options of ``group``."""
         if "rank" not in group:
             return self._inside.state_shapes(tuple(p.shape), group)

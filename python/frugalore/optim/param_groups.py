@@ -42,6 +42,8 @@ def param_groups(
     targets = [(name, p) for name, p in trainable.items() if name in matched]
     rest = [(name, p) for name, p in trainable.items() if name not in matched]
     if not targets:
-        raise ValueError(f"target_modules {target_modules!r}: none of the {len(matched)} matches is trainable")
+        raise ValueError(
+            f"target_modules {target_modules!r}: none of the {len(matched)} matches is trainable"
+        )
     groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
     return [*groups, {"params": targets, "rank": rank, **options}]

@@ -44,9 +44,7 @@ class SvdSubspace:
         if size <= 0 or size % 2:
             raise ValueError(f"quant_group_size: a positive even number expected, got {size!r}")
         if group["similarity"] not in ("overlap", "first_vector"):
-            raise ValueError(
-                f"similarity: 'overlap' or 'first_vector' expected, got {group['similarity']!r}"
-            )
+            raise ValueError(f"similarity: 'overlap' or 'first_vector' expected, got {group['similarity']!r}")
 
     @staticmethod
     def rank(shape: torch.Size, group: dict[str, Any]) -> int:
