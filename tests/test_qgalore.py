@@ -31,7 +31,7 @@ def _model(dtype=torch.float32, quantized=True, seed=0):
 def _optimizer(model, lr=2e-2, **options):
     group_options = {
         **OPTIONS,
-        **{k: options.pop(k) for k in list(options) if k in ("rank", "quant", "similarity", "cos_threshold")},
+        **{k: options.pop(k) for k in list(options) if k in ("rank", "similarity", "cos_threshold")},
     }
     return frugalore.FusedQGaLore(
         frugalore.param_groups(model, ["attn", "mlp"], **group_options), lr=lr, **options
@@ -305,11 +305,13 @@ class TestBadInput:
         assert optimizer.state[model.attn.weight]["exp_avg"].shape == (96, 64)
 
     def test_no_module_matches(self):
-        with pytest.raises(ValueError, match="matches no nn.Linear"):
+        with pytest.raises(ValueError, match=r"matches no nn\.Linear"):
             frugalore.param_groups(_model(), ["nothing_like_this"])
 
     def test_wrong_parameters(self):
-        with pytest.raises(TypeError, match="dtype float32, bfloat16 or float16 expected, got torch.float64"):
+        with pytest.raises(
+            TypeError, match=r"dtype float32, bfloat16 or float16 expected, got torch\.float64"
+        ):
             frugalore.FusedQGaLore([nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))])
         with pytest.raises(ValueError, match=r"a matrix expected in a group with rank, got shape \(4,\)"):
             frugalore.FusedQGaLore([{"params": [nn.Parameter(torch.zeros(4))], "rank": 2}])

@@ -41,7 +41,8 @@ def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
 def _check_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> None:
     if saved.get("format") != FORMAT:
         raise ValueError(
-            f"param group {index}: format {FORMAT} of a frugalore optimizer expected, got {saved.get('format')}"
+            f"param group {index}: format {FORMAT} of a frugalore optimizer expected, "
+            f"got {saved.get('format')}"
         )
     if len(saved["params"]) != len(group["params"]):
         raise ValueError(

@@ -5,7 +5,7 @@ of a parameter:
 
     refresh if there is no basis yet, or call % gap == 0
     after each refresh but the first: append the similarity of the new basis to the old one to a queue of the
-    last `queue_size`; once the queue is full and its mean is at least `cos_threshold`: gap = int(gap * gamma_proj)
+    last `queue_size`; once it is full and its mean is at least `cos_threshold`: gap = int(gap * gamma_proj)
 
 The gap never shrinks and the queue is kept after it grew. With ``cos_threshold=None`` the gap is fixed, which
 is GaLore's schedule.
