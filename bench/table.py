@@ -121,5 +121,5 @@ def print_table(rows: list[Row], title: str) -> None:
         table.add_row(*line)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=180)
+        console = Console(width=240)
     console.print(table)

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import importlib
 
-FAMILIES = ("int4", "int8", "weight", "adamw", "adamw8bit", "sketch")
+FAMILIES = (
+    "int4",
+    "int8",
+    "weight",
+    "adamw",
+    "adamw8bit",
+    "sketch",
+    "projection",
+    "svd",
+    "step",
+)
 
 
 def load(family: str, size: str):
