@@ -73,7 +73,7 @@ class PretrainConfig:
 
     model: Mapping[str, Any] = field(default_factory=lambda: dict(MODELS["demo"]))  #: LlamaConfig fields
     data: str | None = None  #: file or folder of text; None: the Python standard library's source
-    optimizer: str = "adamw"  #: a name in :mod:`frugalore.pretrain.optimizers`
+    optimizer: str = "qgalore"  #: a name in :mod:`frugalore.pretrain.optimizers`
     lr: float | None = None  #: peak learning rate; None: the optimizer's own default
     weight_decay: float = 0.0
     rank: int = 64  #: of the gradient's projection, for the low-rank optimizers

@@ -58,3 +58,19 @@ def _adamw(model: nn.Module, config: PretrainConfig):
         model.parameters(), lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay
     )
     return optimizer, model
+
+
+@register("qgalore", lr=1e-2, summary="FusedQGaLore: INT8 weights, packed INT4 basis, 8-bit AdamW")
+def _qgalore(model: nn.Module, config: PretrainConfig):
+    from frugalore import FusedQGaLore, param_groups, quantize_
+
+    quantize_(model, config.target_modules)
+    groups = param_groups(
+        model,
+        config.target_modules,
+        rank=config.rank,
+        update_proj_gap=config.update_proj_gap,
+        scale=config.scale,
+    )
+    optimizer = FusedQGaLore(groups, lr=config.lr, weight_decay=config.weight_decay, seed=config.seed)
+    return optimizer, model
