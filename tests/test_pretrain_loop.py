@@ -141,3 +141,23 @@ def test_no_matching_module_is_refused_by_name(text, tmp_path):
     with pytest.raises(ConfigError, match=r"'no_such_layer'.* matches no nn.Linear"):
         pretrain(tiny(text, target_modules=["no_such_layer"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_optimizer_counted_is_in_the_summary(text, tmp_path):
+    summary = pretrain(tiny(text, optimizer="qgalore"), tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "summary.json").read_text())["statistics"]
+    assert saved == summary.statistics
+    target = saved["model.layers.0.mlp.up_proj.weight"]
+    assert (target["applied"], target["skipped"]) == (6, 0)
+    assert target["refreshes"] >= 1
+
+
+def test_int8_weights_and_int4_basis_are_measured_as_stored(text, tmp_path):
+    summary = pretrain(tiny(text, optimizer="qgalore"), tmp_path / "run")
+    # Both layers: 4 matrices 32 x 32, 2 of 48 x 32, 1 of 32 x 48; one group a row.
+    rows, codes = 2 * (4 * 32 + 2 * 48 + 32), 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    floats = summary.parameters - codes
+    assert summary.measured.weights == codes + rows * (4 + 1) + 4 * floats
+    # A rank-8 basis of rows of 32 in two codes a byte, with scale and zero: for each of 14 matrices.
+    assert summary.measured.basis == 14 * 8 * (16 + 4 + 1)
+    assert summary.measured.gradients == 4 * summary.parameters

@@ -37,10 +37,11 @@ class Summary:
     measured: Bytes
     adamw: Bytes  #: computed, float32
     galore: Bytes  #: computed, float32
+    statistics: dict[str, dict[str, int]]  #: by parameter, from an optimizer that counts; else empty
     rows: list[dict[str, Any]]  #: the metrics of every step
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("step", "finished", "skipped", "parameters", "validation_loss")
+        names = ("step", "finished", "skipped", "parameters", "validation_loss", "statistics")
         plain = {name: getattr(self, name) for name in names}
         sizes = {key: asdict(getattr(self, key)) for key in ("measured", "adamw", "galore")}
         return {**plain, "bytes": sizes, "config": self.config.to_dict()}
@@ -65,6 +66,9 @@ def write(summary: Summary) -> None:
 def show(summary: Summary, console: Console) -> None:
     """The table and the result, on the console."""
     console.print(memory_table(summary))
+    refreshes = sum(counts.get("refreshes", 0) for counts in summary.statistics.values())
+    if refreshes:
+        console.print(f"subspaces refreshed: {refreshes} times in {summary.step} steps")
     if summary.skipped:
         console.print(f"{summary.skipped} steps skipped: the gradient was not finite")
     console.print(f"validation loss: {summary.validation_loss:.4f} nats/byte after {summary.step} steps")

@@ -193,6 +193,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 def _summarise(trainer: Trainer, out: Path, rows: list, parameters: int, computed: tuple) -> Summary:
     finished = trainer.step_count >= trainer.config.steps
     validation = rows[-1].get("validation_loss", float("nan")) if rows else float("nan")
+    counts = getattr(trainer.optimizer, "statistics", None)
     return Summary(
         out=out,
         config=trainer.config,
@@ -204,5 +205,6 @@ def _summarise(trainer: Trainer, out: Path, rows: list, parameters: int, compute
         measured=memory.measured(trainer.model, trainer.optimizer, trainer.gradient_bytes),
         adamw=computed[0],
         galore=computed[1],
+        statistics=counts() if counts else {},
         rows=rows,
     )
