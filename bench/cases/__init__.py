@@ -15,8 +15,8 @@ FAMILIES = (
     "adamw8bit",
     "sketch",
     "projection",
-    "svd",
     "step",
+    "svd",
 )
 
 
