@@ -6,12 +6,12 @@ The reference makes the dense basis, the whole back-projected update and every i
 from __future__ import annotations
 
 import torch
-from frugalore.ops.projection import Step
 
 from cases import shapes
 from cases.adamw import ADAM, progress_of
 from cases.adamw8bit import empty_states, state_bytes
 from frugalore import ops
+from frugalore.ops.projection import Step
 from frugalore.reference import adamw8bit, int4, int8
 from harness import Calls, Case
 
