@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/adamw.h"
+#include "core/adamw8bit.h"
 #include "core/groups.h"
 #include "core/visit.h"
 #include "cuda/launch.h"
@@ -13,6 +14,12 @@
 namespace frugalore::cuda {
 
 constexpr int64_t kAdamChunk = 4096;  // elements that a block takes at a time, all of one tensor
+
+// The same for one kind of tensor: with 8-bit moments, a quantisation block for each of eight warps.
+template <class Tensor>
+constexpr int64_t kAdamChunkOf = kAdamChunk;
+template <>
+constexpr int64_t kAdamChunkOf<Adamw8bitTensor> = 8 * kAdam8bitBlock;
 
 template <class Tensor>
 struct TensorBatch {
@@ -31,7 +38,7 @@ cudaError_t for_batches(const Tensor* tensors, int64_t tensor_count, Body&& body
     for (; begin < tensor_count && batch.count < TensorBatch<Tensor>::kMost; ++begin, ++batch.count) {
       batch.tensor[batch.count] = tensors[begin];
       batch.first_chunk[batch.count + 1] =
-          batch.first_chunk[batch.count] + ceil_div(tensors[begin].count, kAdamChunk);
+          batch.first_chunk[batch.count] + ceil_div(tensors[begin].count, kAdamChunkOf<Tensor>);
     }
     status = body(batch);
   }

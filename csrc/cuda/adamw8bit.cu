@@ -9,8 +9,8 @@
 namespace frugalore::cuda {
 namespace {
 
-constexpr unsigned kThreads = 512;
-constexpr int64_t kBlocksPerChunk = kAdamChunk / kAdam8bitBlock;
+constexpr unsigned kThreads = 256;
+constexpr int64_t kBlocksPerChunk = kAdamChunkOf<Adamw8bitTensor> / kAdam8bitBlock;
 constexpr int kQuads = static_cast<int>(kAdam8bitBlock) / (4 * kWarpSize);  // quads of a lane
 static_assert(kBlocksPerChunk * kWarpSize == kThreads, "a warp takes one quantisation block of a chunk");
 
@@ -120,7 +120,8 @@ __device__ inline void store_moments(const DynamicTables& tables, const State& s
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
+// Three thread blocks fit a multiprocessor's registers without spills.
+__global__ void __launch_bounds__(kThreads, 3)
     adamw8bit_step_kernel(TensorBatch<Adamw8bitTensor> batch, AdamHyper hyper, AdamWrite write) {
   __shared__ DynamicTables tables;
   copy_tables(tables);
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 4)
     adamw8bit_direction_kernel(T* r, int64_t count, State state, const int64_t* progress,
                                const double* beta_powers, AdamHyper hyper) {
   if (progress[kProgressAppliedNow] == 0) {
@@ -192,8 +193,9 @@ cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream) {
   const State state{job.exp_avg, job.exp_avg_absmax, job.exp_avg_sq, job.exp_avg_sq_absmax};
   return visit_float(job.r_dtype, job.r, [&](auto* r) {
     using T = std::remove_pointer_t<decltype(r)>;
-    return launch(adamw8bit_direction_kernel<T>, looping_shape(ceil_div(job.count, kAdamChunk)), stream, r,
-                  job.count, state, job.progress, job.beta_powers, job.hyper);
+    return launch(adamw8bit_direction_kernel<T>,
+                  looping_shape(ceil_div(job.count, kAdamChunkOf<Adamw8bitTensor>)), stream, r, job.count,
+                  state, job.progress, job.beta_powers, job.hyper);
   });
 }
 
