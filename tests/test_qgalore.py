@@ -195,6 +195,44 @@ def test_a_non_finite_gradient_poisons_nothing(bad, quantized, device):
             assert not isinstance(value, torch.Tensor) or value.isfinite().all()
 
 
+def _captured(grad, basis):
+    """The share of the gradient's energy in the span of the basis."""
+    rows = torch.linalg.qr(basis.t()).Q.t()
+    return float((grad @ rows.t()).square().sum() / grad.square().sum())
+
+
+def _bases(grads, **options):
+    """The dense basis after each step on a sequence of gradients ``[64, 48]``."""
+    weight = nn.Parameter(torch.zeros(grads[0].shape))
+    group = {"params": [weight], "rank": 8, "quant": False, "cos_threshold": None, **options}
+    optimizer = frugalore.FusedQGaLore([group], seed=0)
+    for grad in grads:
+        weight.grad = grad.clone()
+        optimizer.step()
+        yield optimizer.state[weight]["basis"].clone()
+
+
+@pytest.mark.parametrize("first", [0.0, float("nan")])
+def test_a_gradient_without_directions_does_not_choose_the_basis(first, generator):
+    grad = torch.randn(64, 4, generator=generator) @ torch.randn(4, 48, generator=generator)
+    grad[:, :12] = 0  # unit vectors, the basis of a zero matrix, see nothing here
+    grads = [torch.full((64, 48), first)] * 2 + [grad] * 3 + [torch.full((64, 48), first)] + [grad]
+    bases = list(_bases(grads, update_proj_gap=5))
+    for basis in bases[2:]:  # the one at the failed refresh of call 5 as well
+        assert _captured(grad, basis) > 0.9999
+
+
+def test_a_refresh_finds_what_the_old_basis_is_blind_to(generator):
+    blocks = []
+    for rows, columns in ((slice(0, 32), slice(0, 24)), (slice(32, 64), slice(24, 48))):
+        block = torch.zeros(64, 48)
+        left, right = torch.randn(32, 6, generator=generator), torch.randn(6, 24, generator=generator)
+        block[rows, columns] = left @ right
+        blocks.append(block)
+    *_, basis = _bases([blocks[0], blocks[0], blocks[1]], update_proj_gap=1)
+    assert _captured(blocks[1], basis) > 0.9999
+
+
 def test_a_parameter_without_gradient_is_left_alone(device):
     model = _model().to(device)
     optimizer = _optimizer(model)
@@ -226,6 +264,12 @@ def test_zero_lr_changes_nothing(device):
     before = _snapshot(model)
     _train(model, _optimizer(model, lr=0.0, weight_decay=0.1), range(4), device)
     assert _equal(before, _snapshot(model))
+
+
+def test_a_model_that_is_one_linear_layer():
+    groups = frugalore.param_groups(nn.Linear(4, 6), "all-linear", rank=2)
+    assert [name for name, _ in groups[0]["params"]] == ["bias"]
+    assert [name for name, _ in groups[1]["params"]] == ["weight"]
 
 
 def test_closure():

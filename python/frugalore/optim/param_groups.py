@@ -38,7 +38,7 @@ def param_groups(
         ValueError: no module matches, or none of the matches is trainable.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matched = {f"{name}.weight" for name, _ in matching_linears(model, target_modules)}
+    matched = {f"{name}.weight" if name else "weight" for name, _ in matching_linears(model, target_modules)}
     targets = [(name, p) for name, p in trainable.items() if name in matched]
     rest = [(name, p) for name, p in trainable.items() if name not in matched]
     if not targets:

@@ -10,8 +10,8 @@ of a parameter:
 The gap never shrinks and the queue is kept after it grew. With ``cos_threshold=None`` the gap is fixed, which
 is GaLore's schedule.
 
-The similarity is made on the device. It is read when a decision needs it, which is usually many steps later,
-so a refresh does not stall the host.
+The similarity is made on the device and read at the parameter's next call, an iteration later, so a refresh
+does not stall the host. No later, because it also tells whether that call has to try again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ class PendingScalar:
         else:
             self._host, self._arrived = value, None
 
-    def ready(self) -> bool:
-        return self._arrived is None or self._arrived.query()
-
     def read(self) -> float:
         """Waits only if the copy has not arrived."""
         if self._arrived is not None:
@@ -49,7 +46,8 @@ class RefreshSchedule:
     """Decides the refreshes of one optimizer's parameters.
 
     What it knows of a parameter lives in that parameter's state, as plain numbers: ``calls``, ``gap``,
-    ``similarities`` (the queue), ``refreshes``, ``refresh_again`` (the last one met a non-finite gradient).
+    ``similarities`` (the queue), ``refreshes``, ``refresh_again`` (the last one met a gradient that gives no
+    basis).
 
     Group options: ``update_proj_gap``, ``cos_threshold``, ``gamma_proj``, ``queue_size``.
     """
@@ -79,13 +77,13 @@ class RefreshSchedule:
 
     def due(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
         """Whether the call that is about to happen starts with a refresh."""
-        self._settle_if_needed(state, group)
+        self._settle(state)
         if state["refreshes"] == 0 or state["refresh_again"]:
             return True
         return state["calls"] % state["gap"] == 0
 
     def refreshed(self, state: dict[str, Any], group: dict[str, Any], similarity: Tensor) -> None:
-        """Record a refresh. ``similarity``: a scalar on the device, NaN if the gradient was not finite."""
+        """Record a refresh. ``similarity``: a scalar on the device, NaN if the gradient gave no basis."""
         self._settle(state)
         state["refresh_again"] = False
         state["refreshes"] += 1
@@ -101,15 +99,6 @@ class RefreshSchedule:
     def forget(self) -> None:
         """Drop what is on its way; when other state is loaded."""
         self._pending.clear()
-
-    def _settle_if_needed(self, state: dict[str, Any], group: dict[str, Any]) -> None:
-        waiting = self._pending.get(id(state))
-        if waiting is None:
-            return
-        grown = self._grown(state["gap"], group)
-        could_matter = state["calls"] % state["gap"] == 0 or state["calls"] % grown == 0
-        if could_matter or waiting[2].ready():
-            self._settle(state)
 
     def _settle(self, state: dict[str, Any]) -> None:
         waiting = self._pending.pop(id(state), None)
@@ -128,8 +117,4 @@ class RefreshSchedule:
         queue.append(similarity)
         del queue[: -int(group["queue_size"])]
         if len(queue) == group["queue_size"] and sum(queue) / len(queue) >= threshold:
-            state["gap"] = self._grown(state["gap"], group)
-
-    @staticmethod
-    def _grown(gap: int, group: dict[str, Any]) -> int:
-        return int(gap * group["gamma_proj"])
+            state["gap"] = int(state["gap"] * group["gamma_proj"])

@@ -6,6 +6,7 @@ State of a parameter: ``basis`` float32 ``[rank, short side]``, or packed INT4 w
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,12 +17,17 @@ from frugalore.ops.projection import Basis, low_rank_shape, short_side
 
 _PACKED_NAMES = ("basis", "basis_scale", "basis_zero")
 
+#: Random directions that join the old basis at a refresh.
+_FRESH_DIRECTIONS = 8
+
 
 class SvdSubspace:
     """Choice, storage and use of an SVD basis.
 
     The first basis comes from a randomised SVD, later ones from one warm-started subspace iteration: the old
-    basis is a better start than a random sketch, and it costs half as much.
+    basis is a better start than a random sketch, and it costs half as much. A few fresh random directions
+    join it: what is orthogonal to the old basis, e.g. units that were dead so far, would otherwise never be
+    found.
 
     Group options: ``rank``; ``quant`` (keep the basis in INT4), ``quant_n_bit`` (4), ``quant_group_size``;
     ``similarity``, how a refresh is compared with the basis before it:
@@ -86,19 +92,33 @@ class SvdSubspace:
     def refresh(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Replace the basis by one for ``grad``; returns its similarity to the old one (1 for the first).
 
-        If ``grad`` is not finite the old basis stays and NaN is returned. That is decided on the device.
+        If ``grad`` is zero or not finite, and so has no leading vectors, the old basis stays and NaN is
+        returned. That is decided on the device.
         """
-        finite = grad.isfinite().all()
-        safe = torch.where(finite, grad, 0.0)
-        if "basis" in state:
+        largest = torch.linalg.vector_norm(grad, ord=math.inf)
+        usable = (largest > 0) & largest.isfinite()
+        safe = torch.where(usable, grad, 0.0)
+        if state["refreshes"] > 0:
             old = self._dense(state, group, min(grad.shape))
-            new = ops.subspace_iterate(safe, old)
+            new = self._turned_basis(safe, old, state, group)
             similarity = self._similarity(new, old, state, group)
         else:
             new = self._first_basis(safe, state, group)
             similarity = torch.ones((), device=grad.device)
-        self._store(new, state, group, finite)
-        return torch.where(finite, similarity, torch.nan)
+        self._store(new, state, group, usable)
+        return torch.where(usable, similarity, torch.nan)
+
+    @staticmethod
+    def _turned_basis(grad: Tensor, old: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        rank, length = old.shape
+        fresh = ops.rademacher_(
+            old.new_empty((min(_FRESH_DIRECTIONS, length - rank), length)),
+            seed=group["seed"],
+            tensor_id=state["tensor_id"],
+            period=state["refreshes"],
+        )
+        start = torch.cat([old, fresh.div_(math.sqrt(length))])
+        return ops.subspace_iterate(grad, start)[:rank]
 
     def _first_basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         svd = ops.randomized_svd(
@@ -119,7 +139,7 @@ class SvdSubspace:
         return torch.nn.functional.cosine_similarity(new[0], state["first_vector"], dim=0)
 
     @staticmethod
-    def _store(new: Tensor, state: dict[str, Any], group: dict[str, Any], finite: Tensor) -> None:
+    def _store(new: Tensor, state: dict[str, Any], group: dict[str, Any], usable: Tensor) -> None:
         parts = {"basis": new}
         if group["quant"]:
             packed = ops.int4_quantize(new, group["quant_group_size"])
@@ -127,4 +147,4 @@ class SvdSubspace:
         if group["similarity"] == "first_vector":
             parts["first_vector"] = new[0].clone()
         for name, value in parts.items():
-            state[name] = torch.where(finite, value, state[name]) if name in state else value
+            state[name] = torch.where(usable, value, state[name]) if name in state else value
