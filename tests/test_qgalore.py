@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -292,14 +293,26 @@ def test_int8_weights_outside_of_a_rank_group_train_whole(device):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-def test_deepcopy_and_pickle_free_state():
+def test_state_is_plain():
     model = _model()
     optimizer = _optimizer(model)
     _train(model, optimizer, range(2))
-    state = copy.deepcopy(optimizer.state_dict())
-    for entry in state["state"].values():
+    for entry in optimizer.state_dict()["state"].values():
         for value in entry.values():
             assert isinstance(value, (torch.Tensor, int, float, bool, list))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copied_optimizer_goes_on_as_the_original(copied, device):
+    model = _model().to(device)
+    optimizer = _optimizer(model, seed=1)
+    _train(model, optimizer, range(4), device)
+    other, other_optimizer = copied((model, optimizer))
+    assert _train(model, optimizer, range(4, 9), device) == _train(
+        other, other_optimizer, range(4, 9), device
+    )
+    assert _equal(_snapshot(model), _snapshot(other))
+    assert optimizer.statistics() == other_optimizer.statistics()
 
 
 class TestBadInput:
@@ -359,19 +372,48 @@ class TestBadInput:
             frugalore.FusedQGaLore([nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))])
         with pytest.raises(ValueError, match=r"a matrix expected in a group with rank, got shape \(4,\)"):
             frugalore.FusedQGaLore([{"params": [nn.Parameter(torch.zeros(4))], "rank": 2}])
+        with pytest.raises(ValueError, match=r"a matrix expected in a group with rank, got shape \(0, 4\)"):
+            frugalore.FusedQGaLore([{"params": [nn.Parameter(torch.zeros(0, 4))], "rank": 2}])
+        with pytest.raises(ValueError, match="a contiguous parameter expected, got strides"):
+            frugalore.FusedQGaLore([nn.Parameter(torch.zeros(6, 4).t())])
 
-    def test_a_scheduler_that_goes_wrong_is_stopped_before_anything_is_written(self):
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("lr", float("nan"), "param group 1: lr: zero or more expected, got nan"),
+            ("lr", "0.1", "param group 1: lr: a number or a tensor expected, got '0.1'"),
+            ("lr", torch.ones(2), "param group 1: lr: a tensor of one element expected"),
+            ("betas", (0.9, 1.0), "param group 1: betas: two numbers in"),
+            ("weight_decay", float("nan"), "param group 1: weight_decay: zero or more"),
+            ("scale", float("nan"), "param group 1: scale: a finite number"),
+            ("seed", 2**64, "param group 1: seed: a 64-bit integer"),
+            ("rank", 8, "attn.weight: rank was 16 when it joined the optimizer and cannot change, got 8"),
+            ("update_proj_gap", 7, "update_proj_gap was 3 .* got 7"),
+            ("quant", False, "quant was True .* got False"),
+            ("quant_group_size", 128, "quant_group_size was 256 .* got 128"),
+            ("similarity", "first_vector", "similarity was 'overlap' .* got 'first_vector'"),
+            ("state_bits", 32, "state_bits was 8 .* got 32"),
+        ],
+    )
+    def test_options_that_go_wrong_are_stopped_before_anything_is_written(self, option, value, message):
         model = _model()
         optimizer = _optimizer(model)
         _train(model, optimizer, range(2))
-        optimizer.zero_grad()
         _loss(model, 5).backward()
         before = _snapshot(model)
-        for group in optimizer.param_groups:
-            group["lr"] = float("nan")
-        with pytest.raises(ValueError, match="lr: zero or more expected, got nan"):
+        optimizer.param_groups[1][option] = value
+        with pytest.raises((TypeError, ValueError), match=message):
             optimizer.step()
         assert _equal(before, _snapshot(model))
+
+    def test_a_parameter_that_turns_non_contiguous_stops_the_step_before_it_writes(self):
+        first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4, 6))
+        optimizer = frugalore.FusedQGaLore([{"params": [first]}, {"params": [second], "rank": 2}])
+        second.data = torch.ones(6, 4).t()
+        first.grad, second.grad = torch.ones(3), torch.ones(4, 6)
+        with pytest.raises(ValueError, match=r"parameter 1: a contiguous parameter expected, got strides"):
+            optimizer.step()
+        assert torch.equal(first, torch.ones(3))
 
     def test_foreign_and_corrupt_states_change_nothing(self):
         model = _model()
@@ -387,11 +429,20 @@ class TestBadInput:
         other_rank["param_groups"][1]["rank"] = 8
         missing = copy.deepcopy(good)
         del missing["state"][key]["progress"]
+        without_betas = copy.deepcopy(good)
+        del without_betas["param_groups"][0]["betas"]
+        bad_lr = copy.deepcopy(good)
+        bad_lr["param_groups"][1]["lr"] = float("nan")
+        no_gap = copy.deepcopy(good)
+        next(entry for entry in no_gap["state"].values() if "gap" in entry)["gap"] = 0
         for bad, message in [
             (foreign, "param groups expected"),
             (cut, "expected, got"),
             (other_rank, "expected, got"),
             (missing, "state .* expected, got"),
+            (without_betas, "param group 0: the state has no betas"),
+            (bad_lr, "param group 1 of the state: lr: zero or more expected, got nan"),
+            (no_gap, "weight: gap as a positive integer expected, got 0"),
             ({"a": 1}, "the keys 'state' and 'param_groups' expected"),
         ]:
             with pytest.raises(ValueError, match=message):

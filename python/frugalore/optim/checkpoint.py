@@ -32,13 +32,15 @@ def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
             f"state_dict: {len(optimizer.param_groups)} param groups expected, got {len(saved_groups)}"
         )
     for index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
-        _check_group(index, group, saved)
+        _check_group(optimizer, index, group, saved)
         for p, key in zip(group["params"], saved["params"], strict=True):
             if key in state_dict["state"]:
                 _check_state(optimizer, p, state_dict["state"][key], saved)
 
 
-def _check_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> None:
+def _check_group(
+    optimizer: SubspaceOptimizer, index: int, group: dict[str, Any], saved: dict[str, Any]
+) -> None:
     if saved.get("format") != FORMAT:
         raise ValueError(
             f"param group {index}: format {FORMAT} of a frugalore optimizer expected, "
@@ -52,6 +54,13 @@ def _check_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> No
         raise ValueError(
             f"param group {index}: rank {group.get('rank')} expected, got {saved.get('rank')} in the state"
         )
+    missing = sorted(optimizer.option_names(group) - saved.keys())
+    if missing:
+        raise ValueError(f"param group {index}: the state has no {', '.join(missing)}")
+    try:
+        optimizer._check_options(saved)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"param group {index} of the state: {error}") from error
 
 
 def _check_state(
@@ -73,6 +82,8 @@ def _check_state(
     for key, kind in numbers.items():
         if not isinstance(state.get(key), kind):
             raise ValueError(f"{name}: {key} as {kind.__name__} expected, got {state.get(key)!r}")
+    if state.get("gap", 1) < 1:
+        raise ValueError(f"{name}: gap as a positive integer expected, got {state['gap']}")
 
 
 def placed(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:

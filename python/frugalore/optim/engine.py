@@ -14,6 +14,7 @@ skip a non-finite gradient are read and made there.
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -45,6 +46,16 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     State is tensors, numbers and lists of numbers; ``torch.load(weights_only=True)`` reads it.
     """
 
+    _COPIED = (
+        "_subspace_defaults",
+        "_subspace",
+        "_inside",
+        "_schedule",
+        "_names",
+        "_tensor_ids",
+        "_layouts",
+    )
+
     def __init__(
         self,
         params: Iterable,
@@ -63,6 +74,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._schedule = RefreshSchedule()
         self._names: dict[Tensor, str] = {}
         self._tensor_ids: dict[Tensor, int] = {}
+        self._layouts: dict[Tensor, dict[str, Any]] = {}
         self._lr_tensors: dict[tuple[int, torch.device], Tensor] = {}
         self._lr_values: dict[tuple[int, torch.device], float] = {}
         super().__init__(params, defaults | {"seed": int(seed), "format": checkpoint.FORMAT})
@@ -87,13 +99,38 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         for name, p in zip(names, group["params"], strict=True):
+            if "rank" in group and group["rank"] > min(p.shape):
+                warnings.warn(
+                    f"{name}: rank {group['rank']} is larger than the short side of {tuple(p.shape)}; "
+                    f"{min(p.shape)} is used",
+                    stacklevel=3,
+                )
             self._names[p] = name
             self._tensor_ids[p] = len(self._tensor_ids)
+        self._remember_layouts([group])
+
+    def _layout(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options that the state was made for."""
+        names = self._inside.LAYOUT_OPTIONS
+        if "rank" in group:
+            names = (*names, *self._subspace.LAYOUT_OPTIONS, *self._schedule.LAYOUT_OPTIONS)
+        return {name: group[name] for name in names}
+
+    def _remember_layouts(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            self._layouts.update(dict.fromkeys(group["params"], self._layout(group)))
 
     def _check_options(self, group: dict[str, Any]) -> None:
         lr = group["lr"]
-        if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
+        if isinstance(lr, Tensor):
+            if lr.numel() != 1:
+                raise ValueError(f"lr: a tensor of one element expected, got shape {tuple(lr.shape)}")
+        elif not isinstance(lr, numbers.Real):
+            raise TypeError(f"lr: a number or a tensor expected, got {lr!r}")
+        elif not 0.0 <= lr < math.inf:
             raise ValueError(f"lr: zero or more expected, got {lr!r}")
+        if not -(2**63) <= group["seed"] < 2**63:
+            raise ValueError(f"seed: a 64-bit integer expected, got {group['seed']!r}")
         if group["rounding"] not in ("stochastic", "nearest"):
             raise ValueError(f"rounding: 'stochastic' or 'nearest' expected, got {group['rounding']!r}")
         self._inside.check_options(group)
@@ -109,18 +146,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
         if p.dtype not in _FLOATS:
             raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
-        if "rank" not in group:
-            return
-        if p.dim() != 2:
+        if not p.is_contiguous():
+            raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
+        if "rank" in group and (p.dim() != 2 or p.numel() == 0):
             raise ValueError(
                 f"{name}: a matrix expected in a group with rank, got shape {tuple(p.shape)}; "
                 "put it into a group without rank"
-            )
-        if group["rank"] > min(p.shape):
-            warnings.warn(
-                f"{name}: rank {group['rank']} is larger than the short side of {tuple(p.shape)}; "
-                f"{min(p.shape)} is used",
-                stacklevel=4,
             )
 
     # ---- the step -----------------------------------------------------------------------------------
@@ -153,12 +184,25 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _check_step(self) -> None:
         """Everything that could raise, before the first parameter moves."""
         for index, group in enumerate(self.param_groups):
-            lr = group["lr"]
-            if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
-                raise ValueError(f"lr: zero or more expected, got {lr!r} in param group {index}")
+            try:
+                self._check_options(group)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"param group {index}: {error}") from None
+            layout = self._layout(group)
             for p in group["params"]:
+                if self._layouts[p] != layout:
+                    self._raise_changed(p, layout)
                 if p.grad is not None:
+                    self._check_parameter(self._names[p], p, group)
                     self._check_gradient(p)
+
+    def _raise_changed(self, p: Tensor, layout: dict[str, Any]) -> None:
+        known = self._layouts[p]
+        option = next(name for name in known | layout if known.get(name) != layout.get(name))
+        raise ValueError(
+            f"{self._names[p]}: {option} was {known.get(option)!r} when it joined the optimizer and cannot "
+            f"change, got {layout.get(option)!r}"
+        )
 
     def _check_gradient(self, p: Tensor) -> None:
         if p.grad.layout != torch.strided:
@@ -218,11 +262,17 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             tensor.copy_(lr.reshape(1), non_blocking=True)
             self._lr_values.pop(key, None)
         elif self._lr_values.get(key) != lr:
-            tensor.fill_(lr)
+            tensor.fill_(float(lr))
             self._lr_values[key] = lr
         return tensor
 
     # ---- state --------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What ``copy`` and ``pickle`` take along; torch's own leaves out whatever a subclass adds."""
+        self._schedule.settle_all()
+        own = {name: value for name, value in self.__dict__.items() if name in self._COPIED}
+        return super().__getstate__() | own | {"_lr_tensors": {}, "_lr_values": {}}
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch: plain tensors, numbers and lists, no object of ours."""
@@ -243,8 +293,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         super().load_state_dict({**state_dict, "state": {}})
         self._schedule.forget()
         self._lr_values.clear()
+        self._remember_layouts(self.param_groups)
         self.state.clear()
         self.state.update(state)
+
+    def option_names(self, group: dict[str, Any]) -> set[str]:
+        """What every group like ``group`` holds besides its parameters."""
+        return {*self.defaults, *(self._subspace_defaults if "rank" in group else ())}
 
     def expected_state(
         self, p: Tensor, group: dict[str, Any]

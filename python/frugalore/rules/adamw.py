@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class AdamW:
 
     eps_mode: str = "corrected"
     decay: str = "before"
+
+    #: Options that decide how the state is stored, and so cannot change later.
+    LAYOUT_OPTIONS: ClassVar = ("state_bits",)
 
     @staticmethod
     def check_options(group: dict[str, Any]) -> None:

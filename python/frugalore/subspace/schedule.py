@@ -52,6 +52,9 @@ class RefreshSchedule:
     Group options: ``update_proj_gap``, ``cos_threshold``, ``gamma_proj``, ``queue_size``.
     """
 
+    #: The first gap is part of the state from the first call on.
+    LAYOUT_OPTIONS = ("update_proj_gap",)
+
     def __init__(self) -> None:
         self._pending: dict[int, tuple[dict[str, Any], dict[str, Any], PendingScalar]] = {}
 

@@ -38,6 +38,9 @@ class SvdSubspace:
       when only a sign flips or two near-equal singular values swap.
     """
 
+    #: Options that decide how the state is stored, and so cannot change later.
+    LAYOUT_OPTIONS = ("rank", "proj_type", "quant", "quant_n_bit", "quant_group_size", "similarity")
+
     @staticmethod
     def check_options(group: dict[str, Any]) -> None:
         if int(group["rank"]) != group["rank"] or group["rank"] < 1:
