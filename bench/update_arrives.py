@@ -151,7 +151,7 @@ def table(rows: int, trials: int, steps: int) -> str:
             lines.append(f"| {method.name}, {where} | {shown} |")
     names = " | ".join(method.name for method in METHODS)
     changed = " | ".join(f"{100 * changed_by_zero_update(method, rows):.1f} %" for method in METHODS)
-    ranges = " | ".join(f"{range_after_random_steps(method, 64, steps):.3f}" for method in METHODS)
+    ranges = " | ".join(f"{range_after_random_steps(method, 512, steps):.3f}" for method in METHODS)
     return "\n".join(
         [
             *lines,

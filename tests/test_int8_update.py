@@ -199,7 +199,7 @@ def test_the_update_arrives_while_groups_are_rescaled(where, device, generator):
 
 
 def test_group_range_follows_float_after_many_small_steps(device, generator):
-    groups = _weight((32, 256), generator, device=device)
+    groups = _weight((512, 256), generator, device=device)
     exact = ops.int8_dequantize(*groups)
     for step in range(1000):
         update = (torch.randint(0, 2, exact.shape, generator=generator) * 2.0 - 1.0).to(device)
@@ -208,7 +208,7 @@ def test_group_range_follows_float_after_many_small_steps(device, generator):
     x = ops.int8_dequantize(*groups)
     ratio = (x.amax(-1) - x.amin(-1)) / (exact.amax(-1) - exact.amin(-1))
     # Rounding is a random walk of its own: it widens the spread of the weights by about 4 %.
-    assert 0.95 < ratio.mean().item() < 1.07
+    assert 0.95 < ratio.mean().item() < 1.05
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
