@@ -27,3 +27,21 @@ def test_compare_optimizers_draws_every_registered_one(tmp_path):
     assert (tmp_path / "result" / "compare_losses.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "result" / "compare_optimizers.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == sorted(REGISTRY)
+
+
+def test_custom_loop_trains_and_continues_from_its_checkpoint(tmp_path):
+    def run(steps, checkpoint):
+        command = [sys.executable, str(EXAMPLES / "custom_loop.py"), "--steps", str(steps)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [*command, "--checkpoint", str(tmp_path / checkpoint)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    straight = run(12, "straight.pt")
+    run(5, "cut.pt")
+    assert run(12, "cut.pt") == straight
