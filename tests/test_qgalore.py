@@ -302,6 +302,16 @@ def test_state_is_plain():
             assert isinstance(value, (torch.Tensor, int, float, bool, list))
 
 
+def test_a_state_can_be_loaded_again_and_into_a_copy():
+    model = _model()
+    optimizer = _optimizer(model)
+    _train(model, optimizer, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
+    copy.deepcopy(optimizer).load_state_dict(saved)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_a_copied_optimizer_goes_on_as_the_original(copied, device):
     model = _model().to(device)
@@ -374,6 +384,12 @@ class TestBadInput:
             frugalore.FusedQGaLore([{"params": [nn.Parameter(torch.zeros(4))], "rank": 2}])
         with pytest.raises(ValueError, match=r"a matrix expected in a group with rank, got shape \(0, 4\)"):
             frugalore.FusedQGaLore([{"params": [nn.Parameter(torch.zeros(0, 4))], "rank": 2}])
+        twice = nn.Parameter(torch.zeros(4, 4))
+        with (
+            pytest.warns(UserWarning, match="duplicate parameters"),
+            pytest.raises(ValueError, match="a parameter is twice in one group"),
+        ):
+            frugalore.FusedQGaLore([twice, twice])
         with pytest.raises(ValueError, match="a contiguous parameter expected, got strides"):
             frugalore.FusedQGaLore([nn.Parameter(torch.zeros(6, 4).t())])
 

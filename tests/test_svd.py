@@ -50,6 +50,16 @@ def test_zeros_and_rank_deficiency_give_an_orthonormal_basis(device, generator):
         assert _orthonormality(svd.vh) < 1e-5 and _orthonormality(svd.u.t()) < 1e-5
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_a_non_finite_matrix_gives_finite_vectors(bad, device, generator):
+    a = torch.randn(30, 20, generator=generator)
+    a[3, 4] = bad
+    svd = ops.randomized_svd(a.to(device), 6)
+    assert _orthonormality(svd.vh) < 1e-5 and _orthonormality(svd.u.t()) < 1e-5
+    assert svd.s.isnan().all()
+    assert _orthonormality(ops.subspace_iterate(a.to(device), svd.vh)) < 1e-5
+
+
 def test_the_sketch_is_a_function_of_its_key(generator):
     a = torch.randn(40, 30, generator=generator)
     assert torch.equal(ops.randomized_svd(a, 4, seed=1).vh, ops.randomized_svd(a, 4, seed=1).vh)

@@ -9,6 +9,7 @@ Input of any scale: the matrix is divided by its largest magnitude first. Nothin
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,10 +34,14 @@ def _check_rank(rank: int, shape: tuple[int, ...]) -> None:
 
 
 def _normalised(a: Tensor) -> tuple[Tensor, Tensor]:
-    """``a`` in float32 with largest magnitude 1 (zeros stay zeros), and that magnitude."""
-    a = a.float()
-    largest = a.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    return a / largest, largest
+    """``a`` in float32 with largest magnitude 1, and that magnitude; zeros where ``a`` is zero or not finite.
+
+    One new matrix and no other temporary of its size.
+    """
+    largest = torch.linalg.vector_norm(a, ord=math.inf).float()
+    finite = largest.isfinite()
+    divisor = torch.where(finite, largest.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+    return a.to(torch.float32, copy=True).masked_fill_(~finite, 0.0).div_(divisor), largest
 
 
 def _orthonormal(y: Tensor) -> Tensor:
@@ -106,7 +111,8 @@ def randomized_svd(
     """The leading ``rank`` singular triplets, by a random sketch and ``n_iter`` power iterations.
 
     Args:
-        a: ``[m, n]`` float32, bfloat16 or float16; computed in float32. It must be finite.
+        a: ``[m, n]`` float32, bfloat16 or float16; computed in float32. A matrix with a NaN or infinite
+            element gives the vectors of a zero matrix and singular values NaN.
         rank: 1 to min(m, n).
         n_iter: passes ``A Aᵀ`` over the sketch. On gradients one captures at least 0.998 of the energy that
             the exact SVD captures; on Gaussian noise, the worst case, two capture about 0.9.
@@ -149,7 +155,7 @@ def subspace_iterate(a: Tensor, basis: Tensor, *, side: str | None = None, n_ite
     """Turn an old basis towards the leading singular vectors of ``a``: the warm start of a refresh.
 
     Args:
-        a: ``[m, n]`` float32, bfloat16 or float16, finite.
+        a: ``[m, n]`` float32, bfloat16 or float16. One with a NaN or infinite element counts as zeros.
         basis: ``[rank, n]`` (right) or ``[rank, m]`` (left), float; it need not be orthonormal.
         side: "right" or "left"; default: the short side of ``a``.
         n_iter: at least 1.

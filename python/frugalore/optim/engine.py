@@ -47,6 +47,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     """
 
     _COPIED = (
+        "_option_names",
         "_subspace_defaults",
         "_subspace",
         "_inside",
@@ -77,7 +78,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._layouts: dict[Tensor, dict[str, Any]] = {}
         self._lr_tensors: dict[tuple[int, torch.device], Tensor] = {}
         self._lr_values: dict[tuple[int, torch.device], float] = {}
-        super().__init__(params, defaults | {"seed": int(seed), "format": checkpoint.FORMAT})
+        defaults = defaults | {"seed": int(seed), "format": checkpoint.FORMAT}
+        self._option_names = frozenset(defaults)  # torch adds to its own copy later
+        super().__init__(params, defaults)
 
     # ---- groups -------------------------------------------------------------------------------------
 
@@ -93,6 +96,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             f"parameter {len(self._names) + i}" for i in range(len(group["params"]))
         ]
         try:
+            if len(set(group["params"])) < len(group["params"]):
+                raise ValueError("params: a parameter is twice in one group")
             for name, p in zip(names, group["params"], strict=True):
                 self._check_parameter(name, p, group)
         except (TypeError, ValueError):
@@ -299,7 +304,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def option_names(self, group: dict[str, Any]) -> set[str]:
         """What every group like ``group`` holds besides its parameters."""
-        return {*self.defaults, *(self._subspace_defaults if "rank" in group else ())}
+        return {*self._option_names, *(self._subspace_defaults if "rank" in group else ())}
 
     def expected_state(
         self, p: Tensor, group: dict[str, Any]

@@ -100,13 +100,12 @@ class SvdSubspace:
         """
         largest = torch.linalg.vector_norm(grad, ord=math.inf)
         usable = (largest > 0) & largest.isfinite()
-        safe = torch.where(usable, grad, 0.0)
         if state["refreshes"] > 0:
             old = self._dense(state, group, min(grad.shape))
-            new = self._turned_basis(safe, old, state, group)
+            new = self._turned_basis(grad, old, state, group)
             similarity = self._similarity(new, old, state, group)
         else:
-            new = self._first_basis(safe, state, group)
+            new = self._first_basis(grad, state, group)
             similarity = torch.ones((), device=grad.device)
         self._store(new, state, group, usable)
         return torch.where(usable, similarity, torch.nan)
