@@ -26,10 +26,9 @@ from frugalore.pretrain.optimizers import entry
 RULES = {
     "fixed gap": {"cos_threshold": None},
     "first vector, 0.4 (published)": {"similarity": "first_vector", "cos_threshold": 0.4},
+    "overlap, 0.2": {"similarity": "overlap", "cos_threshold": 0.2},
     "overlap, 0.4": {"similarity": "overlap", "cos_threshold": 0.4},
-    "overlap, 0.5": {"similarity": "overlap", "cos_threshold": 0.5},
     "overlap, 0.6": {"similarity": "overlap", "cos_threshold": 0.6},
-    "overlap, 0.7": {"similarity": "overlap", "cos_threshold": 0.7},
 }
 
 

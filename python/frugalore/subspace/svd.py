@@ -32,8 +32,9 @@ class SvdSubspace:
     Group options: ``rank``; ``quant`` (keep the basis in INT4), ``quant_n_bit`` (4), ``quant_group_size``;
     ``similarity``, how a refresh is compared with the basis before it:
 
-    * ``"overlap"``: ``||P_new P_oldᵀ||² / ||P_old||²``, the share of the old subspace that the new one keeps.
-      It knows no signs and no order.
+    * ``"overlap"``: the share ``o = ||P_new P_oldᵀ||² / ||P_old||²`` of the old subspace that the new one keeps,
+      with chance taken out: ``(o - c) / (1 - c)``, where ``c = rank / short side`` is what a random subspace
+      would keep. 0 for unrelated subspaces, 1 for equal ones, at any rank. It knows no signs and no order.
     * ``"first_vector"``: the cosine of the two leading vectors as they come, as published. It reads 0 or less
       when only a sign flips or two near-equal singular values swap.
     """
@@ -137,7 +138,9 @@ class SvdSubspace:
     @staticmethod
     def _similarity(new: Tensor, old: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         if group["similarity"] == "overlap":
-            return (new @ old.t()).square().sum() / old.square().sum()
+            kept = (new @ old.t()).square().sum() / old.square().sum()
+            chance = new.shape[0] / new.shape[1]
+            return (kept - chance) / (1 - chance) if chance < 1 else torch.ones_like(kept)
         return torch.nn.functional.cosine_similarity(new[0], state["first_vector"], dim=0)
 
     @staticmethod
