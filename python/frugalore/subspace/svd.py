@@ -32,9 +32,10 @@ class SvdSubspace:
     Group options: ``rank``; ``quant`` (keep the basis in INT4), ``quant_n_bit`` (4), ``quant_group_size``;
     ``similarity``, how a refresh is compared with the basis before it:
 
-    * ``"overlap"``: the share ``o = ||P_new P_oldᵀ||² / ||P_old||²`` of the old subspace that the new one keeps,
-      with chance taken out: ``(o - c) / (1 - c)``, where ``c = rank / short side`` is what a random subspace
-      would keep. 0 for unrelated subspaces, 1 for equal ones, at any rank. It knows no signs and no order.
+    * ``"overlap"``: the share ``o = ||P_new P_oldᵀ||² / ||P_old||²`` of the old subspace that the new one
+      keeps, with chance taken out: ``(o - c) / (1 - c)``, where ``c = rank / short side`` is what a random
+      subspace would keep. 0 for unrelated subspaces, 1 for equal ones, at any rank. It knows no signs and no
+      order.
     * ``"first_vector"``: the cosine of the two leading vectors as they come, as published. It reads 0 or less
       when only a sign flips or two near-equal singular values swap.
     """
