@@ -142,12 +142,30 @@ class TestBadInput:
             ops.project(torch.zeros(16, 8), ops.int4_quantize(torch.zeros(2, 16)))
         with pytest.raises(TypeError, match="basis: a float matrix expected"):
             ops.project(torch.zeros(16, 8), torch.zeros(2, 8, dtype=torch.uint8))
+        with pytest.raises(ValueError, match=r"basis: .* expected, got 2 parts"):
+            ops.project(torch.zeros(16, 8), tuple(ops.int4_quantize(torch.zeros(2, 8)))[:2])
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.complex64], ids=str)
+    def test_dtypes(self, dtype):
+        with pytest.raises(
+            TypeError, match=f"grad: dtype float32, bfloat16 or float16 expected, got {dtype}"
+        ):
+            ops.project(torch.zeros(16, 8, dtype=dtype), torch.zeros(2, 8))
+        with pytest.raises(TypeError, match="basis: a float matrix expected"):
+            ops.project(torch.zeros(16, 8), torch.zeros(2, 8, dtype=dtype))
+
+    def test_devices(self):
+        with pytest.raises(ValueError, match="basis: device cpu expected, got meta"):
+            ops.project(torch.zeros(16, 8), torch.zeros(2, 8, device="meta"))
+        with pytest.raises(ValueError, match="direction: device cpu expected, got meta"):
+            direction = torch.zeros(16, 2, device="meta")
+            ops.project_back_update_(torch.zeros(16, 8), direction, torch.zeros(2, 8), _step("cpu"))
 
     def test_side_and_shape(self):
         with pytest.raises(ValueError, match="side"):
             ops.project(torch.zeros(16, 8), torch.zeros(2, 8), side="up")
         with pytest.raises(ValueError, match="grad: a matrix expected"):
-            ops.project(torch.zeros(16), torch.zeros(2, 8), side="right")
+            ops.project(torch.zeros(16), torch.zeros(2, 8))
 
     def test_nothing_is_written_for_a_wrong_direction(self):
         weight = torch.ones(16, 8)

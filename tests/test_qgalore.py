@@ -334,6 +334,10 @@ class TestBadInput:
         [
             ({"rank": 0}, "rank: a positive integer expected, got 0"),
             ({"rank": -3}, "rank: a positive integer expected, got -3"),
+            ({"rank": 4.0}, "rank: a positive integer expected, got 4.0"),
+            ({"rank": None}, "rank: a positive integer expected, got None"),
+            ({"scale": "1"}, "scale: a finite number expected, got '1'"),
+            ({"quant_group_size": 256.0}, "quant_group_size: a positive even number"),
             ({"scale": float("nan")}, "scale: a finite number expected, got nan"),
             ({"update_proj_gap": 0}, "update_proj_gap: a positive integer"),
             ({"quant_group_size": 3}, "quant_group_size: a positive even number"),
@@ -351,7 +355,10 @@ class TestBadInput:
         [
             ({"lr": -1.0}, "lr: zero or more"),
             ({"lr": float("nan")}, "lr: zero or more"),
+            ({"lr": torch.tensor(float("nan"))}, "lr: zero or more expected, got nan"),
             ({"betas": (0.9, 1.0)}, "betas: two numbers in"),
+            ({"betas": 0.9}, "betas: two numbers in"),
+            ({"eps": None}, "eps: zero or more expected, got None"),
             ({"eps": -1e-8}, "eps: zero or more"),
             ({"weight_decay": float("inf")}, "weight_decay: zero or more"),
             ({"state_bits": 7}, "state_bits: 8 or 32"),
@@ -361,6 +368,10 @@ class TestBadInput:
     def test_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             frugalore.FusedQGaLore(self._groups(), **options)
+
+    def test_a_misspelt_option_is_noticed(self):
+        with pytest.warns(UserWarning, match="param group: update_gap is no option; ignored"):
+            frugalore.FusedQGaLore(self._groups(update_gap=50))
 
     def test_a_large_rank_is_clipped_with_a_warning(self):
         model = _model()
@@ -445,6 +456,10 @@ class TestBadInput:
         other_rank["param_groups"][1]["rank"] = 8
         missing = copy.deepcopy(good)
         del missing["state"][key]["progress"]
+        nan_scale = copy.deepcopy(good)
+        nan_scale["state"][next(k for k, v in good["state"].items() if "basis" in v)]["basis_scale"][0] = (
+            float("nan")
+        )
         without_betas = copy.deepcopy(good)
         del without_betas["param_groups"][0]["betas"]
         bad_lr = copy.deepcopy(good)
@@ -458,6 +473,9 @@ class TestBadInput:
             (missing, "state .* expected, got"),
             (without_betas, "param group 0: the state has no betas"),
             (bad_lr, "param group 1 of the state: lr: zero or more expected, got nan"),
+            (nan_scale, "weight: basis_scale has a NaN or infinite element"),
+            ({"state": {0: 5}, "param_groups": []}, "a dict of states and a list of param groups"),
+            ({"state": {}, "param_groups": [{}, {}]}, "a dict of states and a list of param groups"),
             (no_gap, "weight: gap as a positive integer expected, got 0"),
             ({"a": 1}, "the keys 'state' and 'param_groups' expected"),
         ]:

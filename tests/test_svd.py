@@ -93,6 +93,17 @@ class TestBadInput:
             with pytest.raises(ValueError, match=f"rank: 1 to 3 expected for shape .* got {rank}"):
                 ops.randomized_svd(torch.zeros(3, 5), rank)
 
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.complex64], ids=str)
+    def test_dtypes(self, dtype):
+        with pytest.raises(TypeError, match=f"a: dtype float32, bfloat16 or float16 expected, got {dtype}"):
+            ops.randomized_svd(torch.zeros(5, 3, dtype=dtype), 1)
+        with pytest.raises(TypeError, match=f"basis: dtype .* expected, got {dtype}"):
+            ops.subspace_iterate(torch.zeros(5, 3), torch.zeros(2, 3, dtype=dtype))
+
+    def test_devices(self):
+        with pytest.raises(ValueError, match="basis: device cpu expected, got meta"):
+            ops.subspace_iterate(torch.zeros(5, 3), torch.zeros(2, 3, device="meta"))
+
     def test_shapes(self):
         with pytest.raises(ValueError, match="a: a matrix expected"):
             ops.randomized_svd(torch.zeros(3), 1)

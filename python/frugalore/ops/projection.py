@@ -62,9 +62,21 @@ def _gemm_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _check_matrix(name: str, x: Tensor) -> None:
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_matrix(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] | None = _FLOATS) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: a tensor expected, got {type(x).__name__}")
     if x.dim() != 2:
         raise ValueError(f"{name}: a matrix expected, got shape {tuple(x.shape)}")
+    if dtypes is not None and x.dtype not in dtypes:
+        raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {x.dtype}")
+
+
+def _check_same_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name}: device {device} expected, got {x.device}")
 
 
 def _check_side(side: str) -> None:
@@ -80,7 +92,7 @@ def _check_basis(basis: Tensor, scale: Tensor | None, rank: int | None, length: 
             f"basis: shape {expected} expected for {against}"
             f"{' in packed INT4' if scale is not None else ''}, got {tuple(basis.shape)}"
         )
-    if scale is None and not basis.is_floating_point():
+    if scale is None and basis.dtype not in _FLOATS:
         raise TypeError(f"basis: a float matrix expected where no scale is given, got {basis.dtype}")
 
 
@@ -124,7 +136,11 @@ _project_op = define(
 
 
 def _parts(basis: Basis) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return tuple(basis) if isinstance(basis, tuple) else (basis, None, None)
+    if not isinstance(basis, tuple):
+        return basis, None, None
+    if len(basis) != 3:
+        raise ValueError(f"basis: a matrix, or (packed, scale, zero), expected, got {len(basis)} parts")
+    return tuple(basis)
 
 
 def project(grad: Tensor, basis: Basis, *, side: str | None = None, group_size: int = 256) -> Tensor:
@@ -139,8 +155,14 @@ def project(grad: Tensor, basis: Basis, *, side: str | None = None, group_size: 
     Returns:
         ``[m, rank]`` (right) or ``[rank, n]`` (left), in grad's dtype (float32 for float16). A non-finite
         element of ``grad`` makes R non-finite.
+
+    Raises:
+        TypeError: another dtype. ValueError: shapes or devices that do not fit together.
     """
-    return _project_op(grad, *_parts(basis), side or short_side(grad.shape), group_size)
+    _check_matrix("grad", grad)
+    parts = _parts(basis)
+    _check_same_device("basis", parts[0], grad.device)
+    return _project_op(grad, *parts, side or short_side(grad.shape), group_size)
 
 
 def projected_adam_step_(
@@ -262,7 +284,7 @@ def project_back_update_(
 
     Args:
         weight: ``[m, n]`` float32, bfloat16 or float16, or INT8 as ``(codes, scale, zero)``; written.
-        direction: ``[m, rank]`` (right) or ``[rank, n]`` (left), float32 or bfloat16.
+        direction: ``[m, rank]`` (right) or ``[rank, n]`` (left), float32, bfloat16 or float16.
         basis: as in :func:`project`.
         step: :class:`Step`. Nothing is written where its progress says that the update was skipped.
         group_size: of an INT8 weight. basis_group_size: of a packed basis.
@@ -270,10 +292,13 @@ def project_back_update_(
             rounding of the GEMM.
 
     Raises:
-        ValueError: shapes that do not fit together, named with both values; the weight is then untouched.
+        TypeError: another dtype. ValueError: shapes or devices that do not fit together, named with both
+            values. The weight is then untouched.
     """
     parts = list(weight) if isinstance(weight, tuple) else [weight]
-    _check_matrix("weight", parts[0])
+    if len(parts) not in (1, 3):
+        raise ValueError(f"weight: a matrix, or (codes, scale, zero), expected, got {len(parts)} parts")
+    _check_matrix("weight", parts[0], _FLOATS if len(parts) == 1 else None)
     _check_matrix("direction", direction)
     m, n = parts[0].shape
     side = side or short_side((m, n))
@@ -286,6 +311,8 @@ def project_back_update_(
             f"{side!r}, got {tuple(direction.shape)}"
         )
     _check_basis(matrix, scale, rank, n if side == "right" else m, f"weight {(m, n)} and side {side!r}")
+    for name, x in (("direction", direction), ("basis", matrix)):
+        _check_same_device(name, x, parts[0].device)
     if panel_bytes is None:
         panel_bytes = PANEL_BYTES[direction.device.type]
     _project_back_update_op(

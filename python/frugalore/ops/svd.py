@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from frugalore.ops._registry import define
-from frugalore.ops.projection import _check_matrix, _check_side
+from frugalore.ops.projection import _check_matrix, _check_same_device, _check_side
 from frugalore.ops.sketch import rademacher_
 
 
@@ -174,6 +174,7 @@ def subspace_iterate(a: Tensor, basis: Tensor, *, side: str | None = None, n_ite
             f"basis: shape ('rank', {length}) expected for a {tuple(a.shape)} and side {side!r}, "
             f"got {tuple(basis.shape)}"
         )
+    _check_same_device("basis", basis, a.device)
     if basis.shape[0] > length:
         raise ValueError(f"basis: at most {length} rows expected, got {basis.shape[0]}")
     if n_iter < 1:

@@ -27,6 +27,8 @@ def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError("state_dict: the keys 'state' and 'param_groups' expected")
     saved_groups = state_dict["param_groups"]
+    if not _is_well_formed(state_dict["state"], saved_groups):
+        raise ValueError("state_dict: a dict of states and a list of param groups with params expected")
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError(
             f"state_dict: {len(optimizer.param_groups)} param groups expected, got {len(saved_groups)}"
@@ -36,6 +38,15 @@ def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
         for p, key in zip(group["params"], saved["params"], strict=True):
             if key in state_dict["state"]:
                 _check_state(optimizer, p, state_dict["state"][key], saved)
+
+
+def _is_well_formed(states: Any, groups: Any) -> bool:
+    return (
+        isinstance(states, dict)
+        and all(isinstance(state, dict) for state in states.values())
+        and isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+    )
 
 
 def _check_group(
@@ -78,6 +89,8 @@ def _check_state(
             raise ValueError(
                 f"{name}: {key} {shape} {dtype} expected, got {tuple(state[key].shape)} {state[key].dtype}"
             )
+        if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
+            raise ValueError(f"{name}: {key} has a NaN or infinite element")
     numbers = {"tensor_id": int} | (_NUMBERS if "rank" in saved else {})
     for key, kind in numbers.items():
         if not isinstance(state.get(key), kind):

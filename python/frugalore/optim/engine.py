@@ -89,6 +89,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         group = dict(param_group)
         if "rank" in group:
             group = self._subspace_defaults | group
+            unknown = sorted(group.keys() - self.option_names(group) - {"params", "param_names", "name"})
+            if unknown:
+                warnings.warn(f"param group: {', '.join(unknown)} is no option; ignored", stacklevel=3)
         self._check_options(self.defaults | group)
         super().add_param_group(group)
         group = self.param_groups[-1]
@@ -127,12 +130,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"lr: a tensor of one element expected, got shape {tuple(lr.shape)}")
         if isinstance(lr, Tensor):
-            if lr.numel() != 1:
-                raise ValueError(f"lr: a tensor of one element expected, got shape {tuple(lr.shape)}")
-        elif not isinstance(lr, numbers.Real):
+            lr = lr.item() if lr.device.type == "cpu" else 0.0  # To look elsewhere would wait for the device.
+        if not isinstance(lr, numbers.Real):
             raise TypeError(f"lr: a number or a tensor expected, got {lr!r}")
-        elif not 0.0 <= lr < math.inf:
+        if not 0.0 <= lr < math.inf:
             raise ValueError(f"lr: zero or more expected, got {lr!r}")
         if not -(2**63) <= group["seed"] < 2**63:
             raise ValueError(f"seed: a 64-bit integer expected, got {group['seed']!r}")
@@ -140,7 +144,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             raise ValueError(f"rounding: 'stochastic' or 'nearest' expected, got {group['rounding']!r}")
         self._inside.check_options(group)
         if "rank" in group:
-            if not math.isfinite(group["scale"]):
+            if not isinstance(group["scale"], numbers.Real) or not math.isfinite(group["scale"]):
                 raise ValueError(f"scale: a finite number expected, got {group['scale']!r}")
             self._subspace.check_options(group)
             self._schedule.check_options(group)
@@ -304,7 +308,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def option_names(self, group: dict[str, Any]) -> set[str]:
         """What every group like ``group`` holds besides its parameters."""
-        return {*self._option_names, *(self._subspace_defaults if "rank" in group else ())}
+        return {*self._option_names, *(("rank", *self._subspace_defaults) if "rank" in group else ())}
 
     def expected_state(
         self, p: Tensor, group: dict[str, Any]

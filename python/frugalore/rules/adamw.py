@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -42,10 +43,11 @@ class AdamW:
     @staticmethod
     def check_options(group: dict[str, Any]) -> None:
         betas = group["betas"]
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        is_pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+        if not is_pair or not all(isinstance(beta, Real) and 0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas: two numbers in [0, 1) expected, got {betas!r}")
         for name in ("eps", "weight_decay"):
-            if not 0.0 <= group[name] < math.inf:
+            if not isinstance(group[name], Real) or not 0.0 <= group[name] < math.inf:
                 raise ValueError(f"{name}: zero or more expected, got {group[name]!r}")
         if group["state_bits"] not in (8, 32):
             raise ValueError(f"state_bits: 8 or 32 expected, got {group['state_bits']!r}")

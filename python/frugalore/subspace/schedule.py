@@ -17,10 +17,13 @@ does not stall the host. No later, because it also tells whether that call has t
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from frugalore.subspace.options import check_positive_integer
 
 
 class PendingScalar:
@@ -61,11 +64,11 @@ class RefreshSchedule:
     @staticmethod
     def check_options(group: dict[str, Any]) -> None:
         for name in ("update_proj_gap", "queue_size"):
-            if int(group[name]) != group[name] or group[name] < 1:
-                raise ValueError(f"{name}: a positive integer expected, got {group[name]!r}")
-        if group["cos_threshold"] is not None and not math.isfinite(group["cos_threshold"]):
-            raise ValueError(f"cos_threshold: a number or None expected, got {group['cos_threshold']!r}")
-        if not 1.0 <= group["gamma_proj"] < math.inf:
+            check_positive_integer(name, group[name])
+        threshold = group["cos_threshold"]
+        if threshold is not None and not (isinstance(threshold, Real) and math.isfinite(threshold)):
+            raise ValueError(f"cos_threshold: a number or None expected, got {threshold!r}")
+        if not isinstance(group["gamma_proj"], Real) or not 1.0 <= group["gamma_proj"] < math.inf:
             raise ValueError(f"gamma_proj: 1 or more expected, got {group['gamma_proj']!r}")
 
     @staticmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frugalore import ops
 from frugalore.ops.projection import Basis, low_rank_shape, short_side
+from frugalore.subspace.options import check_positive_integer
 
 _PACKED_NAMES = ("basis", "basis_scale", "basis_zero")
 
@@ -45,14 +46,13 @@ class SvdSubspace:
 
     @staticmethod
     def check_options(group: dict[str, Any]) -> None:
-        if int(group["rank"]) != group["rank"] or group["rank"] < 1:
-            raise ValueError(f"rank: a positive integer expected, got {group['rank']!r}")
+        check_positive_integer("rank", group["rank"])
         if group["proj_type"] != "std":
             raise ValueError(f"proj_type: 'std' (the short side) expected, got {group['proj_type']!r}")
         if group["quant"] and group["quant_n_bit"] != 4:
             raise ValueError(f"quant_n_bit: 4 expected, got {group['quant_n_bit']!r}")
         size = group["quant_group_size"]
-        if size <= 0 or size % 2:
+        if not isinstance(size, int) or size <= 0 or size % 2:
             raise ValueError(f"quant_group_size: a positive even number expected, got {size!r}")
         if group["similarity"] not in ("overlap", "first_vector"):
             raise ValueError(f"similarity: 'overlap' or 'first_vector' expected, got {group['similarity']!r}")
