@@ -273,6 +273,14 @@ def test_a_model_that_is_one_linear_layer():
     assert [name for name, _ in groups[1]["params"]] == ["weight"]
 
 
+def test_two_models_in_one_optimizer_keep_their_statistics_apart():
+    models = nn.Linear(4, 6), nn.Linear(4, 6)
+    optimizer = frugalore.FusedQGaLore([{"params": list(m.named_parameters())} for m in models])
+    sum(m(torch.ones(1, 4)).sum() for m in models).backward()
+    optimizer.step()
+    assert list(optimizer.statistics()) == ["weight", "bias", "weight (group 1)", "bias (group 1)"]
+
+
 def test_closure():
     model = _model()
     optimizer = _optimizer(model)
@@ -370,8 +378,10 @@ class TestBadInput:
             frugalore.FusedQGaLore(self._groups(), **options)
 
     def test_a_misspelt_option_is_noticed(self):
-        with pytest.warns(UserWarning, match="param group: update_gap is no option; ignored"):
+        with pytest.warns(UserWarning, match="update_gap: no option of a group with rank; ignored"):
             frugalore.FusedQGaLore(self._groups(update_gap=50))
+        with pytest.warns(UserWarning, match="scale: no option of a group without rank; ignored"):
+            frugalore.FusedQGaLore([{"params": [nn.Parameter(torch.ones(3))], "scale": 0.5}])
 
     def test_a_large_rank_is_clipped_with_a_warning(self):
         model = _model()

@@ -30,6 +30,8 @@ from frugalore.weights.int8_weight import Int8Weight
 from frugalore.weights.write import descend_
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+#: What a group may hold besides options.
+_NO_OPTIONS = {"params", "param_names", "name", "initial_lr"}
 
 
 class SubspaceOptimizer(torch.optim.Optimizer):
@@ -89,9 +91,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         group = dict(param_group)
         if "rank" in group:
             group = self._subspace_defaults | group
-            unknown = sorted(group.keys() - self.option_names(group) - {"params", "param_names", "name"})
-            if unknown:
-                warnings.warn(f"param group: {', '.join(unknown)} is no option; ignored", stacklevel=3)
+        unknown = sorted(group.keys() - self.option_names(group) - _NO_OPTIONS)
+        if unknown:
+            kind = "with" if "rank" in group else "without"
+            warnings.warn(
+                f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored", stacklevel=3
+            )
         self._check_options(self.defaults | group)
         super().add_param_group(group)
         group = self.param_groups[-1]
@@ -106,6 +111,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        taken = set(self._names.values())
         for name, p in zip(names, group["params"], strict=True):
             if "rank" in group and group["rank"] > min(p.shape):
                 warnings.warn(
@@ -113,7 +119,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                     f"{min(p.shape)} is used",
                     stacklevel=3,
                 )
-            self._names[p] = name
+            self._names[p] = f"{name} (group {len(self.param_groups) - 1})" if name in taken else name
             self._tensor_ids[p] = len(self._tensor_ids)
         self._remember_layouts([group])
 

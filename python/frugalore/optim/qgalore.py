@@ -41,6 +41,9 @@ class FusedQGaLore(SubspaceOptimizer):
     ``scale`` (0.25, multiplies the projected update), ``proj_type`` ("std"), ``quant`` (True: INT4 basis),
     ``quant_n_bit`` (4), ``quant_group_size`` (256), ``cos_threshold`` (None: fixed gap), ``gamma_proj`` (2),
     ``queue_size`` (5); ours: ``similarity`` ("overlap", or "first_vector" as published).
+
+    What decides how state is stored (``rank``, ``quant*``, ``proj_type``, ``similarity``, ``state_bits``) and
+    ``update_proj_gap`` cannot change once a group was added; the rest may change between steps.
     """
 
     def __init__(
