@@ -320,6 +320,25 @@ def test_a_state_can_be_loaded_again_and_into_a_copy():
     copy.deepcopy(optimizer).load_state_dict(saved)
 
 
+def test_hooks_of_loading_see_and_change_the_state():
+    model = _model()
+    optimizer = _optimizer(model)
+    _train(model, optimizer, range(2))
+    other = _optimizer(_model())
+
+    def rename(_, state_dict):
+        return {"state": state_dict["old"], "param_groups": state_dict["param_groups"]}
+
+    loaded = []
+    other.register_load_state_dict_pre_hook(rename)
+    other.register_load_state_dict_post_hook(lambda o: loaded.append(len(o.state)))
+    saved = optimizer.state_dict()
+    for _ in range(2):
+        other.load_state_dict({"old": saved["state"], "state": None, "param_groups": saved["param_groups"]})
+    assert loaded == [len(optimizer.state)] * 2
+    assert other.statistics() == optimizer.statistics()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_a_copied_optimizer_goes_on_as_the_original(copied, device):
     model = _model().to(device)

@@ -22,10 +22,15 @@ _NUMBERS = {
 }
 
 
-def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
-    """ValueError, naming what differs, unless ``state_dict`` fits ``optimizer``."""
+def check_keys(state_dict: Any) -> None:
+    """ValueError unless ``state_dict`` looks like the state of an optimizer at all."""
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError("state_dict: the keys 'state' and 'param_groups' expected")
+
+
+def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
+    """ValueError, naming what differs, unless ``state_dict`` fits ``optimizer``."""
+    check_keys(state_dict)
     saved_groups = state_dict["param_groups"]
     if not _is_well_formed(state_dict["state"], saved_groups):
         raise ValueError("state_dict: a dict of states and a list of param groups with params expected")

@@ -303,14 +303,31 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             ValueError: a state of another optimizer, another format, or other shapes, named; nothing is
                 changed then.
         """
-        checkpoint.check(self, state_dict)
-        state = checkpoint.placed(self, state_dict)
-        super().load_state_dict({**state_dict, "state": {}})
-        self._schedule.forget()
-        self._lr_values.clear()
-        self._remember_layouts(self.param_groups)
-        self.state.clear()
-        self.state.update(state)
+        checkpoint.check_keys(state_dict)
+        placed: dict[Tensor, dict[str, Any]] = {}
+
+        # After the hooks that may change the state, and before those that may read what was loaded.
+        def check(_: Any, changed: dict[str, Any]) -> dict[str, Any]:
+            checkpoint.check(self, changed)
+            placed.update(checkpoint.placed(self, changed))
+            return {**changed, "state": {}}
+
+        def install(_: Any) -> None:
+            self._schedule.forget()
+            self._lr_values.clear()
+            self._remember_layouts(self.param_groups)
+            self.state.clear()
+            self.state.update(placed)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(install, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def option_names(self, group: dict[str, Any]) -> set[str]:
         """What every group like ``group`` holds besides its parameters."""
