@@ -13,8 +13,6 @@ skip a non-finite gradient are read and made there.
 
 from __future__ import annotations
 
-import math
-import numbers
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,13 +21,12 @@ import torch
 from torch import Tensor
 
 from frugalore import ops
-from frugalore.optim import checkpoint
+from frugalore.optim import checkpoint, checks
 from frugalore.rules import AdamW
 from frugalore.subspace import RefreshSchedule, SvdSubspace
 from frugalore.weights.int8_weight import Int8Weight
 from frugalore.weights.write import descend_
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: What a group may hold besides options.
 _NO_OPTIONS = {"params", "param_names", "name", "initial_lr"}
 
@@ -107,7 +104,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             if len(set(group["params"])) < len(group["params"]):
                 raise ValueError("params: a parameter is twice in one group")
             for name, p in zip(names, group["params"], strict=True):
-                self._check_parameter(name, p, group)
+                checks.check_parameter(name, p, group)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -135,39 +132,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self._layouts.update(dict.fromkeys(group["params"], self._layout(group)))
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"lr: a tensor of one element expected, got shape {tuple(lr.shape)}")
-        if isinstance(lr, Tensor):
-            lr = lr.item() if lr.device.type == "cpu" else 0.0  # To look elsewhere would wait for the device.
-        if not isinstance(lr, numbers.Real):
-            raise TypeError(f"lr: a number or a tensor expected, got {lr!r}")
-        if not 0.0 <= lr < math.inf:
-            raise ValueError(f"lr: zero or more expected, got {lr!r}")
-        if not -(2**63) <= group["seed"] < 2**63:
-            raise ValueError(f"seed: a 64-bit integer expected, got {group['seed']!r}")
-        if group["rounding"] not in ("stochastic", "nearest"):
-            raise ValueError(f"rounding: 'stochastic' or 'nearest' expected, got {group['rounding']!r}")
+        checks.check_write_options(group)
         self._inside.check_options(group)
         if "rank" in group:
-            if not isinstance(group["scale"], numbers.Real) or not math.isfinite(group["scale"]):
-                raise ValueError(f"scale: a finite number expected, got {group['scale']!r}")
             self._subspace.check_options(group)
             self._schedule.check_options(group)
-
-    @staticmethod
-    def _check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
-        if type(p) not in (torch.nn.Parameter, Tensor, Int8Weight):
-            raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
-        if p.dtype not in _FLOATS:
-            raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
-        if not p.is_contiguous():
-            raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
-        if "rank" in group and (p.dim() != 2 or p.numel() == 0):
-            raise ValueError(
-                f"{name}: a matrix expected in a group with rank, got shape {tuple(p.shape)}; "
-                "put it into a group without rank"
-            )
 
     # ---- the step -----------------------------------------------------------------------------------
 
@@ -208,8 +177,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 if self._layouts[p] != layout:
                     self._raise_changed(p, layout)
                 if p.grad is not None:
-                    self._check_parameter(self._names[p], p, group)
-                    self._check_gradient(p)
+                    checks.check_parameter(self._names[p], p, group)
+                    checks.check_gradient(self._names[p], p.grad)
 
     def _raise_changed(self, p: Tensor, layout: dict[str, Any]) -> None:
         known = self._layouts[p]
@@ -218,14 +187,6 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             f"{self._names[p]}: {option} was {known.get(option)!r} when it joined the optimizer and cannot "
             f"change, got {layout.get(option)!r}"
         )
-
-    def _check_gradient(self, p: Tensor) -> None:
-        if p.grad.layout != torch.strided:
-            raise TypeError(f"{self._names[p]}: a dense gradient expected, got layout {p.grad.layout}")
-        if p.grad.dtype not in _FLOATS:
-            raise TypeError(
-                f"{self._names[p]}: a gradient in float32, bfloat16 or float16 expected, got {p.grad.dtype}"
-            )
 
     def _update_matrix(self, p: Tensor, grad: Tensor, group: dict[str, Any], lr: Tensor) -> None:
         state = self._state_of(p, group)
@@ -351,13 +312,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             for name, value in state.items():
                 if not isinstance(value, Tensor):
                     continue
-                kind = (
-                    "moments"
-                    if name.startswith("exp_avg")
-                    else "basis"
-                    if name.startswith(("basis", "first_vector"))
-                    else "records"
-                )
+                kinds = {"exp_avg": "moments", "basis": "basis", "first_vector": "basis"}
+                kind = next((k for prefix, k in kinds.items() if name.startswith(prefix)), "records")
                 total[kind] += value.numel() * value.element_size()
         return total
 

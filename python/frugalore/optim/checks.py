@@ -1,0 +1,59 @@
+"""What an optimizer checks of its groups and parameters before anything is written."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frugalore.weights.int8_weight import Int8Weight
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_lr(lr: float | Tensor) -> None:
+    """TypeError or ValueError unless ``lr`` is a number, or a tensor of one element, of zero or more."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr: a tensor of one element expected, got shape {tuple(lr.shape)}")
+    if isinstance(lr, Tensor):
+        lr = lr.item() if lr.device.type == "cpu" else 0.0  # To look elsewhere would wait for the device.
+    if not isinstance(lr, numbers.Real):
+        raise TypeError(f"lr: a number or a tensor expected, got {lr!r}")
+    if not 0.0 <= lr < math.inf:
+        raise ValueError(f"lr: zero or more expected, got {lr!r}")
+
+
+def check_write_options(group: dict[str, Any]) -> None:
+    """The options of a group that decide how its weights are written."""
+    check_lr(group["lr"])
+    if not -(2**63) <= group["seed"] < 2**63:
+        raise ValueError(f"seed: a 64-bit integer expected, got {group['seed']!r}")
+    if group["rounding"] not in ("stochastic", "nearest"):
+        raise ValueError(f"rounding: 'stochastic' or 'nearest' expected, got {group['rounding']!r}")
+    if "rank" in group and not (isinstance(group["scale"], numbers.Real) and math.isfinite(group["scale"])):
+        raise ValueError(f"scale: a finite number expected, got {group['scale']!r}")
+
+
+def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
+    """TypeError or ValueError, naming the parameter, unless a group like ``group`` can train it."""
+    if type(p) not in (torch.nn.Parameter, Tensor, Int8Weight):
+        raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
+    if p.dtype not in _FLOATS:
+        raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
+    if not p.is_contiguous():
+        raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
+    if "rank" in group and (p.dim() != 2 or p.numel() == 0):
+        raise ValueError(
+            f"{name}: a matrix expected in a group with rank, got shape {tuple(p.shape)}; "
+            "put it into a group without rank"
+        )
+
+
+def check_gradient(name: str, grad: Tensor) -> None:
+    if grad.layout != torch.strided:
+        raise TypeError(f"{name}: a dense gradient expected, got layout {grad.layout}")
+    if grad.dtype not in _FLOATS:
+        raise TypeError(f"{name}: a gradient in float32, bfloat16 or float16 expected, got {grad.dtype}")
