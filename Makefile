@@ -5,6 +5,7 @@
 # make develop    build the extension beside its sources, for work on it
 # make gpu-check  build, test and time on a machine with a card, torch installed and no network:
 #                 make gpu-check RESULTS=dir COMMIT=hash STAGE=build|test|sanitize|bench|all
+#                 TIME_LIMIT=seconds bounds the whole call, where commands are cut off
 #
 # TORCH is spliced into `pip install`, so an index can be named too:
 #   make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
@@ -39,7 +40,8 @@ bench: install
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
 gpu-check:
-	$(PYTHON) bench/gpu_check.py --results $(RESULTS) --commit $(COMMIT) --stage $(STAGE)
+	$(PYTHON) bench/gpu_check.py --results $(RESULTS) --commit $(COMMIT) --stage $(STAGE) \
+	  $(if $(TIME_LIMIT),--time-limit $(TIME_LIMIT))
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
