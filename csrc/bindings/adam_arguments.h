@@ -4,9 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/tensor_ref.h"
@@ -23,14 +24,7 @@ using AdamWriteArguments = std::tuple<TensorRef, double, bool, bool, int64_t>;
 
 inline void check_unit_interval(const char* name, double value) {
   if (value >= 0.0 && value < 1.0) return;
-  throw pybind11::value_error(std::string(name) + ": a number in [0, 1) expected, got " +
-                              std::to_string(value));
-}
-
-inline void check_not_negative(const char* name, double value) {
-  if (value >= 0.0 && value <= 1.7976931348623157e308) return;
-  throw pybind11::value_error(std::string(name) + ": a finite number >= 0 expected, got " +
-                              std::to_string(value));
+  throw pybind11::value_error(std::string(name) + ": a number in [0, 1) expected, got " + number_name(value));
 }
 
 inline AdamHyper checked_hyper(const AdamHyperArguments& arguments) {
@@ -65,19 +59,6 @@ inline void check_state(const char* name, const TensorList& list, size_t i, DTyp
   check_vector(element_name(name, i).c_str(), list[i], dtype, numel, like);
 }
 
-// Two tensors of a list that share memory would be written by two threads at once.
-inline void check_distinct(const char* name, const TensorList& list) {
-  std::vector<const void*> places;
-  for (const TensorRef& t : list) {
-    if (t.numel() > 0) places.push_back(t.data);
-  }
-  std::sort(places.begin(), places.end());
-  if (std::adjacent_find(places.begin(), places.end()) != places.end()) {
-    throw pybind11::value_error(std::string(name) +
-                                ": tensors with memory of their own expected, got one twice");
-  }
-}
-
 // What every full-rank step takes for each parameter, except for the moments.
 struct AdamLists {
   const TensorList &params, &grads, &progress, &beta_powers;
@@ -100,7 +81,6 @@ inline void check_adam_lists(const AdamLists& lists) {
     check_same_shape(grad_name.c_str(), grad, param_name.c_str(), param);
     check_contiguous(grad_name.c_str(), grad);
     check_same_device(grad_name.c_str(), grad, param_name.c_str(), param);
-    check_no_overlap(grad_name.c_str(), grad, param_name.c_str(), param);
     check_state("progress", lists.progress, i, DType::i64, kProgressLength, param);
     check_state("beta_powers", lists.beta_powers, i, DType::f64, 2, param);
     if (lists.tensor_ids[i] < 0 || lists.tensor_ids[i] > 0xffffffffLL) {
@@ -108,9 +88,26 @@ inline void check_adam_lists(const AdamLists& lists) {
                                   std::to_string(lists.tensor_ids[i]));
     }
   }
-  check_distinct("params", lists.params);
-  check_distinct("progress", lists.progress);
-  check_distinct("beta_powers", lists.beta_powers);
+}
+
+inline void add_places(std::vector<Place>& places, const char* name, const TensorList& list, bool written) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    places.push_back(Place{name, list[i], written, static_cast<int64_t>(i)});
+  }
+}
+
+// All tensors of a full-rank step: `moments` are its lists of moments with their names.
+inline void check_adam_places(const AdamLists& lists, const AdamWriteArguments& write,
+                              std::initializer_list<std::pair<const char*, const TensorList&>> moments) {
+  std::vector<Place> places;
+  places.reserve(lists.params.size() * (4 + moments.size()) + 1);
+  add_places(places, "params", lists.params, true);
+  add_places(places, "grads", lists.grads, false);
+  for (const auto& [name, list] : moments) add_places(places, name, list, true);
+  add_places(places, "progress", lists.progress, true);
+  add_places(places, "beta_powers", lists.beta_powers, true);
+  places.push_back(Place{"lr", std::get<0>(write), false});
+  check_apart(places);
 }
 
 // r and the records of a direction, except for the moments.

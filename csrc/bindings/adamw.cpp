@@ -14,7 +14,8 @@ void adamw_step(const TensorList& params, const TensorList& grads,
                 const AdamHyperArguments& hyper, const AdamWriteArguments& write) {
   const auto& [exp_avgs, exp_avg_sqs] = moments;
   if (params.empty()) return;
-  check_adam_lists(AdamLists{params, grads, progress, beta_powers, tensor_ids});
+  const AdamLists lists{params, grads, progress, beta_powers, tensor_ids};
+  check_adam_lists(lists);
   check_length("exp_avgs", exp_avgs, params.size());
   check_length("exp_avg_sqs", exp_avg_sqs, params.size());
   std::vector<AdamwTensor> tensors;
@@ -28,10 +29,10 @@ void adamw_step(const TensorList& params, const TensorList& grads,
                                   beta_powers[i].as<double>(), count, static_cast<uint32_t>(tensor_ids[i]),
                                   params[i].dtype, grads[i].dtype});
   }
-  check_distinct("exp_avgs", exp_avgs);
-  check_distinct("exp_avg_sqs", exp_avg_sqs);
-  run(params[0].device, AdamwStepJob{tensors.data(), static_cast<int64_t>(tensors.size()),
-                                     checked_hyper(hyper), checked_write(write, params[0])});
+  const AdamwStepJob job{tensors.data(), static_cast<int64_t>(tensors.size()), checked_hyper(hyper),
+                         checked_write(write, params[0])};
+  check_adam_places(lists, write, {{"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs}});
+  run(params[0].device, job);
 }
 
 void adamw_direction(const TensorRef& r, const TensorRef& exp_avg, const TensorRef& exp_avg_sq,
@@ -40,8 +41,11 @@ void adamw_direction(const TensorRef& r, const TensorRef& exp_avg, const TensorR
   check_direction(r, progress, beta_powers);
   check_vector("exp_avg", exp_avg, DType::f32, r.numel(), r);
   check_vector("exp_avg_sq", exp_avg_sq, DType::f32, r.numel(), r);
-  check_no_overlap("exp_avg", exp_avg, "r", r);
-  check_no_overlap("exp_avg_sq", exp_avg_sq, "exp_avg", exp_avg);
+  check_apart({{"r", r, true},
+               {"exp_avg", exp_avg, true},
+               {"exp_avg_sq", exp_avg_sq, true},
+               {"progress", progress, true},
+               {"beta_powers", beta_powers, true}});
   run(r.device, AdamwDirectionJob{r.data, r.dtype, r.numel(), exp_avg.as<float>(), exp_avg_sq.as<float>(),
                                   progress.as<int64_t>(), beta_powers.as<double>(), checked_hyper(hyper)});
 }

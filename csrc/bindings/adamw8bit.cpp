@@ -17,7 +17,8 @@ void adamw8bit_step(const TensorList& params, const TensorList& grads, const Mom
                     const AdamWriteArguments& write) {
   const auto& [exp_avgs, exp_avg_absmaxs, exp_avg_sqs, exp_avg_sq_absmaxs] = moments;
   if (params.empty()) return;
-  check_adam_lists(AdamLists{params, grads, progress, beta_powers, tensor_ids});
+  const AdamLists lists{params, grads, progress, beta_powers, tensor_ids};
+  check_adam_lists(lists);
   check_length("exp_avgs", exp_avgs, params.size());
   check_length("exp_avg_absmaxs", exp_avg_absmaxs, params.size());
   check_length("exp_avg_sqs", exp_avg_sqs, params.size());
@@ -36,12 +37,14 @@ void adamw8bit_step(const TensorList& params, const TensorList& grads, const Mom
                                       beta_powers[i].as<double>(), count,
                                       static_cast<uint32_t>(tensor_ids[i]), params[i].dtype, grads[i].dtype});
   }
-  check_distinct("exp_avgs", exp_avgs);
-  check_distinct("exp_avg_absmaxs", exp_avg_absmaxs);
-  check_distinct("exp_avg_sqs", exp_avg_sqs);
-  check_distinct("exp_avg_sq_absmaxs", exp_avg_sq_absmaxs);
-  run(params[0].device, Adamw8bitStepJob{tensors.data(), static_cast<int64_t>(tensors.size()),
-                                         checked_hyper(hyper), checked_write(write, params[0])});
+  const Adamw8bitStepJob job{tensors.data(), static_cast<int64_t>(tensors.size()), checked_hyper(hyper),
+                             checked_write(write, params[0])};
+  check_adam_places(lists, write,
+                    {{"exp_avgs", exp_avgs},
+                     {"exp_avg_absmaxs", exp_avg_absmaxs},
+                     {"exp_avg_sqs", exp_avg_sqs},
+                     {"exp_avg_sq_absmaxs", exp_avg_sq_absmaxs}});
+  run(params[0].device, job);
 }
 
 void adamw8bit_direction(const TensorRef& r, const Moments& moments, const TensorRef& progress,
@@ -53,8 +56,13 @@ void adamw8bit_direction(const TensorRef& r, const Moments& moments, const Tenso
   check_vector("exp_avg_absmax", exp_avg_absmax, DType::f32, blocks, r);
   check_vector("exp_avg_sq", exp_avg_sq, DType::u8, count, r);
   check_vector("exp_avg_sq_absmax", exp_avg_sq_absmax, DType::f32, blocks, r);
-  check_no_overlap("exp_avg_sq", exp_avg_sq, "exp_avg", exp_avg);
-  check_no_overlap("exp_avg_sq_absmax", exp_avg_sq_absmax, "exp_avg_absmax", exp_avg_absmax);
+  check_apart({{"r", r, true},
+               {"exp_avg", exp_avg, true},
+               {"exp_avg_absmax", exp_avg_absmax, true},
+               {"exp_avg_sq", exp_avg_sq, true},
+               {"exp_avg_sq_absmax", exp_avg_sq_absmax, true},
+               {"progress", progress, true},
+               {"beta_powers", beta_powers, true}});
   run(r.device,
       Adamw8bitDirectionJob{r.data, r.dtype, count, exp_avg.as<uint8_t>(), exp_avg_absmax.as<float>(),
                             exp_avg_sq.as<uint8_t>(), exp_avg_sq_absmax.as<float>(), progress.as<int64_t>(),

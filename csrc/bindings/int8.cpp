@@ -56,9 +56,14 @@ void int8_stochastic_update(const TensorRef& codes, const TensorRef& scale, cons
                             int64_t tensor_id, int64_t first_index, int64_t group_size, bool stochastic) {
   check_int8(codes, scale, zero, group_size);
   check_beside_codes("update", update, codes);
-  check_no_overlap("zero", zero, "codes", codes);
   const WeightStep step = checked_weight_step(
       {lr, progress, alpha, weight_decay, decay_after, seed, tensor_id, first_index, stochastic}, codes);
+  check_apart({{"codes", codes, true},
+               {"scale", scale, true},
+               {"zero", zero, true},
+               {"update", update, false},
+               {"lr", lr, false},
+               {"progress", progress, false}});
   if (codes.numel() == 0) return;
   run(codes.device,
       Int8UpdateJob{codes.as<uint8_t>(), scale.as<float>(), zero.as<uint8_t>(), update.data, update.dtype,

@@ -1,4 +1,5 @@
 // The Python module frugalore._C. It imports no torch header and links no torch library.
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 
 #include "bindings/families.h"
@@ -14,9 +15,9 @@ namespace py = pybind11;
 namespace frugalore {
 
 int torch_thread_count() {
-  static const py::object* get_num_threads =
-      new py::object(py::module_::import("torch").attr("get_num_threads"));
-  return (*get_num_threads)().cast<int>();
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> get_num_threads;
+  const auto load = [] { return py::object(py::module_::import("torch").attr("get_num_threads")); };
+  return get_num_threads.call_once_and_store_result(load).get_stored()().cast<int>();
 }
 
 namespace {

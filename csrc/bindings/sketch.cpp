@@ -12,7 +12,7 @@ void fill_rademacher(const TensorRef& out, int64_t seed, int64_t tensor_id, int6
   check_float("out", out);
   check_contiguous("out", out);
   check_tensor_id(tensor_id);
-  check_first_index(first_index);
+  check_first_index(first_index, out.numel());
   if (out.numel() == 0) return;
   run(out.device, RademacherJob{out.data, out.dtype, out.numel(), first_index,
                                 random_stream(static_cast<uint64_t>(seed), static_cast<uint32_t>(tensor_id),

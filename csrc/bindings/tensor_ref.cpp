@@ -1,5 +1,10 @@
 #include "bindings/tensor_ref.h"
 
+#include <pybind11/gil_safe_call_once.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <stdexcept>
 
 #include "bindings/dlpack.h"
@@ -35,9 +40,10 @@ TorchTypes load_torch_types() {
                     reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()), api};
 }
 
+// Not a plain static: importing may hand the GIL to a thread that then waits here for the import.
 const TorchTypes& torch_types() {
-  static const TorchTypes types = load_torch_types();
-  return types;
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TorchTypes> types;
+  return types.call_once_and_store_result(&load_torch_types).get_stored();
 }
 
 DType dtype_of(const dlpack::DataType& type) {
@@ -66,6 +72,10 @@ std::string list_name(const int64_t* values, int count) {
   std::string text = "(";
   for (int i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + std::to_string(values[i]);
   return text + (count == 1 ? ",)" : ")");
+}
+
+std::string place_name(const Place& place) {
+  return place.index < 0 ? place.name : std::string(place.name) + "[" + std::to_string(place.index) + "]";
 }
 
 [[noreturn]] void fail(const char* name, const std::string& expected, const std::string& got) {
@@ -129,6 +139,22 @@ bool TensorRef::contiguous() const {
   return true;
 }
 
+int64_t TensorRef::bytes() const {
+  switch (dtype) {
+    case DType::u8:
+    case DType::i8:
+      return numel();
+    case DType::f16:
+    case DType::bf16:
+      return 2 * numel();
+    case DType::f32:
+    case DType::i32:
+      return 4 * numel();
+    default:
+      return 8 * numel();
+  }
+}
+
 std::string dtype_name(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -151,6 +177,12 @@ std::string dtype_name(DType dtype) {
       return "another dtype";
   }
   return "another dtype";
+}
+
+std::string number_name(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", value);
+  return text;
 }
 
 std::string device_name(const Device& device) {
@@ -215,9 +247,41 @@ void check_positive(const char* name, int64_t value) {
   if (value <= 0) fail(name, "a positive integer", std::to_string(value));
 }
 
-void check_no_overlap(const char* name, const TensorRef& t, const char* other_name, const TensorRef& other) {
-  if (t.data == other.data && t.numel() > 0) {
-    fail(name, std::string("memory of its own"), std::string("the memory of ") + other_name);
+void check_finite(const char* name, double value) {
+  if (!std::isfinite(value)) fail(name, "a finite number", number_name(value));
+}
+
+void check_not_negative(const char* name, double value) {
+  if (!std::isfinite(value) || value < 0.0) fail(name, "a finite number >= 0", number_name(value));
+}
+
+void check_apart(const std::vector<Place>& places) {
+  struct Range {
+    uintptr_t begin, end;
+    const Place* place;
+  };
+  std::vector<Range> ranges;
+  ranges.reserve(places.size());
+  for (const Place& place : places) {
+    const auto begin = reinterpret_cast<uintptr_t>(place.tensor.data);
+    const auto bytes = static_cast<uintptr_t>(place.tensor.bytes());
+    if (bytes > 0) ranges.push_back(Range{begin, begin + bytes, &place});
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  // Of the ranges so far, the one that reaches farthest; and of the written ones.
+  const Range* farthest = nullptr;
+  const Range* farthest_written = nullptr;
+  for (const Range& range : ranges) {
+    const Range* before = range.place->written ? farthest : farthest_written;
+    if (before != nullptr && before->end > range.begin) {
+      const Place *first = before->place, *second = range.place;
+      if (first > second) std::swap(first, second);  // in the order of the arguments
+      fail(place_name(*second).c_str(), "memory of its own", "some of the memory of " + place_name(*first));
+    }
+    if (farthest == nullptr || range.end > farthest->end) farthest = &range;
+    if (range.place->written && (farthest_written == nullptr || range.end > farthest_written->end)) {
+      farthest_written = &range;
+    }
   }
 }
 

@@ -34,6 +34,7 @@ struct TensorRef {
   int64_t columns() const { return shape[ndim - 1]; }
   int64_t rows() const;
   bool contiguous() const;
+  int64_t bytes() const;  // of a contiguous tensor
 
   template <class T>
   T* as() const {
@@ -51,6 +52,7 @@ void* current_cuda_stream(const Device& device);
 std::string dtype_name(DType dtype);
 std::string device_name(const Device& device);
 std::string shape_name(const TensorRef& t);
+std::string number_name(double value);
 
 // ---- checks: TypeError for a dtype, ValueError for the rest -----------------------------------------
 void check_dtype(const char* name, const TensorRef& t, std::initializer_list<DType> allowed);
@@ -62,7 +64,19 @@ void check_same_shape(const char* name, const TensorRef& t, const char* other_na
 void check_same_device(const char* name, const TensorRef& t, const char* other_name, const TensorRef& other);
 void check_at_least_1d(const char* name, const TensorRef& t);
 void check_positive(const char* name, int64_t value);
-void check_no_overlap(const char* name, const TensorRef& t, const char* other_name, const TensorRef& other);
+void check_finite(const char* name, double value);
+void check_not_negative(const char* name, double value);  // and finite
+
+// A contiguous tensor among the arguments of an op.
+struct Place {
+  const char* name;
+  const TensorRef& tensor;
+  bool written;
+  int64_t index = -1;  // in the list `name`, if it is a list
+};
+
+// What is written shares no byte with anything else: threads would race, and results depend on their number.
+void check_apart(const std::vector<Place>& places);
 
 // [.., columns] with groups along the last dimension: the shape of scale and zero is [.., groups].
 void check_grouped(const char* name, const TensorRef& t, const TensorRef& like, int64_t groups);

@@ -16,9 +16,12 @@ void weight_update(const TensorRef& weight, const TensorRef& update, const Tenso
   check_contiguous("weight", weight);
   check_contiguous("update", update);
   check_same_device("update", update, "weight", weight);
-  check_no_overlap("update", update, "weight", weight);
   const WeightStep step = checked_weight_step(
       {lr, progress, alpha, weight_decay, decay_after, seed, tensor_id, first_index, stochastic}, weight);
+  check_apart({{"weight", weight, true},
+               {"update", update, false},
+               {"lr", lr, false},
+               {"progress", progress, false}});
   if (weight.numel() == 0) return;
   run(weight.device,
       WeightUpdateJob{weight.data, weight.dtype, update.data, update.dtype, weight.numel(), step});

@@ -17,7 +17,7 @@ struct WeightStepArguments {
 };
 
 void check_tensor_id(int64_t tensor_id);
-void check_first_index(int64_t first_index);
+void check_first_index(int64_t first_index, int64_t count);
 
 // Checks the arguments of a step that writes `weight`.
 WeightStep checked_weight_step(const WeightStepArguments& arguments, const TensorRef& weight);

@@ -15,8 +15,9 @@ struct GroupLayout {
 
 inline namespace FRUGALORE_ISA_NAMESPACE {
 
+// a >= 0, b > 0.
 FRUGALORE_HD int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
+  return a / b + (a % b != 0 ? 1 : 0);  // a + b - 1 could overflow
 }
 
 FRUGALORE_HD int64_t groups_per_row(const GroupLayout& layout) {

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,11 +15,16 @@ namespace frugalore::cpu {
 namespace {
 
 // The workers wait for a new `generation`; worker i then takes range i + 1 of the published work, and
-// the caller takes range 0.
+// the caller takes range 0. Workers beyond the number of ranges are not waited for.
 class ThreadPool {
  public:
-  explicit ThreadPool(int workers) {
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this, i] { work(i + 1); });
+  // The system may refuse threads (a limit on processes or memory): then the pool is a smaller one.
+  explicit ThreadPool(int workers) : wanted_(workers + 1) {
+    threads_.reserve(static_cast<size_t>(workers));
+    try {
+      for (int i = 0; i < workers; ++i) threads_.emplace_back([this, i] { work(i + 1); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~ThreadPool() {
@@ -30,6 +36,7 @@ class ThreadPool {
     for (std::thread& thread : threads_) thread.join();
   }
 
+  int wanted() const { return wanted_; }
   int size() const { return static_cast<int>(threads_.size()) + 1; }
 
   void run(int64_t count, int64_t step, RangeFunction function, void* context) {
@@ -39,7 +46,8 @@ class ThreadPool {
       step_ = step;
       function_ = function;
       context_ = context;
-      pending_ = static_cast<int>(threads_.size());
+      parts_ = static_cast<int>((count + step - 1) / step);
+      pending_ = parts_ - 1;
       ++generation_;
     }
     wake_.notify_all();
@@ -62,6 +70,7 @@ class ThreadPool {
       wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
       if (stopping_) return;
       seen = generation_;
+      if (part >= parts_) continue;  // nobody waits for this worker
       lock.unlock();
       take(part);
       lock.lock();
@@ -69,12 +78,13 @@ class ThreadPool {
     }
   }
 
+  const int wanted_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   bool stopping_ = false;
   uint64_t generation_ = 0;
-  int pending_ = 0;
+  int parts_ = 0, pending_ = 0;
   int64_t count_ = 0, step_ = 0;
   RangeFunction function_ = nullptr;
   void* context_ = nullptr;
@@ -130,13 +140,13 @@ void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void*
     return;
   }
   register_fork_handler();
-  if (pool != nullptr && pool->size() != threads) {
+  if (pool != nullptr && pool->wanted() != threads) {
     delete pool;
     pool = nullptr;
   }
   if (pool == nullptr) pool = new ThreadPool(threads - 1);
   const int64_t grains = (count + grain - 1) / grain;
-  const int64_t step = (grains + threads - 1) / threads * grain;
+  const int64_t step = (grains + pool->size() - 1) / pool->size() * grain;
   Ranges ranges{function, context};
   pool->run(count, step, &run_marked, &ranges);
 }

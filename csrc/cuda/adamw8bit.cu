@@ -14,8 +14,8 @@ constexpr int64_t kBlocksPerChunk = kAdamChunkOf<Adamw8bitTensor> / kAdam8bitBlo
 constexpr int kQuads = static_cast<int>(kAdam8bitBlock) / (4 * kWarpSize);  // quads of a lane
 static_assert(kBlocksPerChunk * kWarpSize == kThreads, "a warp takes one quantisation block of a chunk");
 
-// Every thread block copies the tables once, so there are few blocks, and they loop.
-constexpr unsigned kMostBlocks = 2048;
+// Thread blocks that fit a multiprocessor's registers without spills.
+constexpr int kStepBlocks = 3, kDirectionBlocks = 4;
 
 __device__ const DynamicTables kTables = make_dynamic_tables();
 
@@ -66,7 +66,7 @@ __device__ inline LaneMoments load_moments(const DynamicTables& tables, const St
 #pragma unroll
   for (int q = 0; q < kQuads; ++q) {
     const int64_t first = block * kAdam8bitBlock + lane_offset(q), rest = count - first;
-    moments.n[q] = static_cast<int>(rest < 0 ? 0 : (rest < 4 ? rest : 4));
+    moments.n[q] = quad_length(rest);
     moments.m[q] = decode(tables.signed_value, state.exp_avg + first, moments.n[q], absmax);
     moments.v[q] = decode(tables.unsigned_value, state.exp_avg_sq + first, moments.n[q], absmax_sq);
   }
@@ -120,8 +120,7 @@ __device__ inline void store_moments(const DynamicTables& tables, const State& s
   }
 }
 
-// Three thread blocks fit a multiprocessor's registers without spills.
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kStepBlocks)
     adamw8bit_step_kernel(TensorBatch<Adamw8bitTensor> batch, AdamHyper hyper, AdamWrite write) {
   __shared__ DynamicTables tables;
   copy_tables(tables);
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kDirectionBlocks)
     adamw8bit_direction_kernel(T* r, int64_t count, State state, const int64_t* progress,
                                const double* beta_powers, AdamHyper hyper) {
   if (progress[kProgressAppliedNow] == 0) {
@@ -170,9 +169,11 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-LaunchShape looping_shape(int64_t chunks) {
-  const unsigned blocks = block_count(chunks, 1);
-  return LaunchShape{blocks < kMostBlocks ? blocks : kMostBlocks, kThreads};
+// Every thread block copies the tables once, so there are only as many as run at the same time, and they
+// loop.
+LaunchShape looping_shape(int64_t chunks, int per_multiprocessor) {
+  const unsigned blocks = block_count(chunks, 1), most = resident_blocks(per_multiprocessor);
+  return LaunchShape{blocks < most ? blocks : most, kThreads};
 }
 
 }  // namespace
@@ -182,8 +183,8 @@ cudaError_t run(const Adamw8bitStepJob& job, cudaStream_t stream) {
     const cudaError_t status =
         launch(advance_batch_kernel<Adamw8bitTensor>, LaunchShape{1, 32}, stream, batch, job.hyper);
     if (status != cudaSuccess) return status;
-    return launch(adamw8bit_step_kernel, looping_shape(batch.first_chunk[batch.count]), stream, batch,
-                  job.hyper, job.write);
+    return launch(adamw8bit_step_kernel, looping_shape(batch.first_chunk[batch.count], kStepBlocks), stream,
+                  batch, job.hyper, job.write);
   });
 }
 
@@ -194,8 +195,8 @@ cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream) {
   return visit_float(job.r_dtype, job.r, [&](auto* r) {
     using T = std::remove_pointer_t<decltype(r)>;
     return launch(adamw8bit_direction_kernel<T>,
-                  looping_shape(ceil_div(job.count, kAdamChunkOf<Adamw8bitTensor>)), stream, r, job.count,
-                  state, job.progress, job.beta_powers, job.hyper);
+                  looping_shape(ceil_div(job.count, kAdamChunkOf<Adamw8bitTensor>), kDirectionBlocks), stream,
+                  r, job.count, state, job.progress, job.beta_powers, job.hyper);
   });
 }
 

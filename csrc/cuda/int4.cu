@@ -6,6 +6,7 @@
 #include "cuda/group_range.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/quad.h"
 #include "cuda/warp.h"
 
 namespace frugalore::cuda {
@@ -14,6 +15,24 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int64_t kWarpsPerBlock = kThreads / kWarpSize;
 constexpr float kLevels = 15.0f;
+
+// Eight elements a lane: four bytes of codes, so that a group of 256 is one round of the warp.
+struct Octet {
+  float at[8];
+};
+
+template <class T>
+__device__ Octet load_octet(const T* x, int64_t rest) {
+  const Quad<float> low = load_floats(x, quad_length(rest)), high = load_floats(x + 4, quad_length(rest - 4));
+  Octet octet;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) octet.at[j] = j < 4 ? low.at[j & 3] : high.at[j & 3];
+  return octet;
+}
+
+__device__ inline uint8_t code_or_zero(float x, const AffineGroup& group, bool exists) {
+  return exists ? affine_code(x, group, kLevels) : static_cast<uint8_t>(0);
+}
 
 template <class T>
 __global__ void int4_quantize_kernel(const T* x, uint8_t* packed, float* scale, uint8_t* zero,
@@ -31,12 +50,18 @@ __global__ void int4_quantize_kernel(const T* x, uint8_t* packed, float* scale, 
       zero[g] = finite ? static_cast<uint8_t>(group.zero) : 0;
     }
     uint8_t* out = packed + span.row * row_bytes + span.column / 2;
-    for (int64_t byte = lane; byte < ceil_div(span.length, 2); byte += kWarpSize) {
-      const int64_t i = 2 * byte;
-      uint8_t even = 0, odd = 0;
-      if (finite) even = affine_code(to_float(row[i]), group, kLevels);
-      if (finite && i + 1 < span.length) odd = affine_code(to_float(row[i + 1]), group, kLevels);
-      out[byte] = int4_pair(even, odd);
+    for (int64_t i = 8 * lane; i < span.length; i += 8 * kWarpSize) {
+      const int64_t rest = span.length - i;
+      Octet x8 = {};
+      if (finite) x8 = load_octet(row + i, rest);
+      Quad<uint8_t> bytes;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint8_t even = code_or_zero(x8.at[2 * j], group, finite && 2 * j < rest);
+        const uint8_t odd = code_or_zero(x8.at[2 * j + 1], group, finite && 2 * j + 1 < rest);
+        bytes.at[j] = int4_pair(even, odd);
+      }
+      store_quad(out + i / 2, bytes, quad_length((rest + 1) / 2));
     }
   }
 }
@@ -50,12 +75,19 @@ __global__ void int4_dequantize_kernel(const uint8_t* packed, const float* scale
     const uint8_t* in = packed + span.row * row_bytes + span.column / 2;
     T* row = x + span.row * layout.columns + span.column;
     const float s = scale[g], z = static_cast<float>(zero[g]);
-    for (int64_t byte = lane_index(); byte < ceil_div(span.length, 2); byte += kWarpSize) {
-      const uint8_t pair = in[byte];
-      row[2 * byte] = from_float<T>((static_cast<float>(pair & 15u) - z) * s);
-      if (2 * byte + 1 < span.length) {
-        row[2 * byte + 1] = from_float<T>((static_cast<float>(pair >> 4) - z) * s);
+    for (int64_t i = 8 * lane_index(); i < span.length; i += 8 * kWarpSize) {
+      const int64_t rest = span.length - i;
+      const Quad<uint8_t> bytes = load_quad(in + i / 2, quad_length((rest + 1) / 2));
+      Quad<T> low, high;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        Quad<T>& half = j < 2 ? low : high;
+        const uint8_t pair = bytes.at[j];
+        half.at[2 * (j % 2)] = from_float<T>((static_cast<float>(pair & 15u) - z) * s);
+        half.at[2 * (j % 2) + 1] = from_float<T>((static_cast<float>(pair >> 4) - z) * s);
       }
+      store_quad(row + i, low, quad_length(rest));
+      store_quad(row + i + 4, high, quad_length(rest - 4));
     }
   }
 }

@@ -7,6 +7,7 @@
 #include "cuda/group_range.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/quad.h"
 #include "cuda/quads.h"
 #include "cuda/warp.h"
 
@@ -16,6 +17,8 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int64_t kWarpsPerBlock = kThreads / kWarpSize;
 constexpr float kLevels = 255.0f;
+constexpr int64_t kUpdateGroupsPerBlock =
+    4 * kWarpsPerBlock;  // several, since a block begins by waiting for lr
 
 template <class T>
 __global__ void int8_quantize_kernel(const T* x, uint8_t* codes, float* scale, uint8_t* zero,
@@ -31,8 +34,15 @@ __global__ void int8_quantize_kernel(const T* x, uint8_t* codes, float* scale, u
       scale[g] = range.finite ? group.scale : bit_cast<float>(0x7fc00000u);
       zero[g] = range.finite ? static_cast<uint8_t>(group.zero) : 0;
     }
-    for (int64_t i = lane; i < span.length; i += kWarpSize) {
-      codes[first + i] = range.finite ? affine_code(to_float(x[first + i]), group, kLevels) : 0;
+    for (int64_t i = 4 * lane; i < span.length; i += 4 * kWarpSize) {
+      const int n = quad_length(span.length - i);
+      const Quad<float> value = load_floats(x + first + i, n);
+      Quad<uint8_t> code = {};
+      if (range.finite) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) code.at[j] = affine_code(value.at[j], group, kLevels);
+      }
+      store_quad(codes + first + i, code, n);
     }
   }
 }
@@ -45,15 +55,20 @@ __global__ void int8_dequantize_kernel(const uint8_t* codes, const float* scale,
     const GroupSpan span = group_span(layout, g);
     const int64_t first = span.row * layout.columns + span.column;
     const float s = scale[g], z = static_cast<float>(zero[g]);
-    for (int64_t i = lane_index(); i < span.length; i += kWarpSize) {
-      x[first + i] = from_float<T>((static_cast<float>(codes[first + i]) - z) * s);
+    for (int64_t i = 4 * lane_index(); i < span.length; i += 4 * kWarpSize) {
+      const int n = quad_length(span.length - i);
+      const Quad<uint8_t> code = load_quad(codes + first + i, n);
+      Quad<T> value;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) value.at[j] = from_float<T>((static_cast<float>(code.at[j]) - z) * s);
+      store_quad(x + first + i, value, n);
     }
   }
 }
 
 // One quad of a group: codes and intended changes. Lanes outside the group have q = z and d = 0.
 struct QuadDeltas {
-  FourOf<uint8_t> codes;
+  Quad<uint8_t> codes;
   float d[4];
 };
 
@@ -88,18 +103,18 @@ __device__ UpdateGroup<T> update_group(const Int8UpdateJob& job, const T* update
 }
 
 template <class T>
-__device__ QuadDeltas quad_deltas(const UpdateGroup<T>& group, const Quad& quad) {
+__device__ QuadDeltas quad_deltas(const UpdateGroup<T>& group, const RunQuad& quad) {
   QuadDeltas result;
-  FourOf<T> update;
+  Quad<T> update;
   load_quad(group.codes, quad, group.codes_aligned, result.codes);
   load_quad(group.update, quad, group.update_aligned, update);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const bool inside = j >= quad.first_lane && j < quad.end_lane;
-    if (!inside) result.codes.value[j] = static_cast<uint8_t>(group.zero);
-    const float k = static_cast<float>(result.codes.value[j]) - group.zero;
+    if (!inside) result.codes.at[j] = static_cast<uint8_t>(group.zero);
+    const float k = static_cast<float>(result.codes.at[j]) - group.zero;
     result.d[j] =
-        inside ? int8_delta(k, to_float(update.value[j]), group.update_per_code, group.one_minus_keep) : 0.0f;
+        inside ? int8_delta(k, to_float(update.at[j]), group.update_per_code, group.one_minus_keep) : 0.0f;
   }
   return result;
 }
@@ -113,7 +128,7 @@ __device__ Int8Range warp_update_range(const UpdateGroup<T>& group) {
     const QuadDeltas deltas = quad_deltas(group, quad_of_run(group.first_index, group.length, i));
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float q = static_cast<float>(deltas.codes.value[j]), d = deltas.d[j];
+      const float q = static_cast<float>(deltas.codes.at[j]), d = deltas.d[j];
       const float y = q - group.zero + d;
       lo = y < lo ? y : lo;
       hi = y > hi ? y : hi;
@@ -125,26 +140,28 @@ __device__ Int8Range warp_update_range(const UpdateGroup<T>& group) {
 }
 
 template <class T, bool kStochastic>
-__device__ void write_quad(const UpdateGroup<T>& group, const Quad& quad, const Int8Grid& grid,
+__device__ void write_quad(const UpdateGroup<T>& group, const RunQuad& quad, const Int8Grid& grid,
                            const RandomStream& stream) {
   const QuadDeltas deltas = quad_deltas(group, quad);
   PhiloxWords words = {};
   if (kStochastic) words = philox4x32(stream, quad.quad);
-  FourOf<uint8_t> codes;
+  Quad<uint8_t> codes;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const float d = deltas.d[j];
-    const float y = static_cast<float>(deltas.codes.value[j]) - group.zero + d;
-    const int32_t base = grid.kept ? deltas.codes.value[j] : static_cast<int32_t>(grid.zero);
+    const float y = static_cast<float>(deltas.codes.at[j]) - group.zero + d;
+    const int32_t base = grid.kept ? deltas.codes.at[j] : static_cast<int32_t>(grid.zero);
     const float change = grid.kept ? d : y * grid.ratio;
-    codes.value[j] = static_cast<uint8_t>(base + int8_round<kStochastic>(change, words.word[j]));
+    codes.at[j] = static_cast<uint8_t>(base + int8_round<kStochastic>(change, words.word[j]));
   }
   store_quad(group.codes, quad, group.codes_aligned, codes);
 }
 
 template <class T, bool kStochastic>
-__global__ void int8_update_kernel(Int8UpdateJob job, const T* update) {
-  const WeightStepScalars step = weight_step_scalars(job.step);
+__global__ void __launch_bounds__(kThreads, 4) int8_update_kernel(Int8UpdateJob job, const T* update) {
+  __shared__ WeightStepScalars step;
+  if (threadIdx.x == 0) step = weight_step_scalars(job.step);
+  __syncthreads();
   if (!step.applied) return;
   const int64_t groups = group_count(job.layout);
   for (int64_t g = warp_in_grid(); g < groups; g += warps_in_grid()) {
@@ -182,7 +199,7 @@ cudaError_t run(const Int8DequantizeJob& job, cudaStream_t stream) {
 }
 
 cudaError_t run(const Int8UpdateJob& job, cudaStream_t stream) {
-  const LaunchShape shape{block_count(group_count(job.layout), kWarpsPerBlock), kThreads};
+  const LaunchShape shape{block_count(group_count(job.layout), kUpdateGroupsPerBlock), kThreads};
   return visit_float(job.update_dtype, job.update, [&](const auto* update) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(update)>>;
     return job.step.stochastic ? launch(int8_update_kernel<T, true>, shape, stream, job, update)

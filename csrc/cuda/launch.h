@@ -57,4 +57,18 @@ inline unsigned block_count(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(blocks < 1 ? 1 : (blocks < most ? blocks : most));
 }
 
+// Blocks that the current card runs at once, at `per_multiprocessor` each.
+inline unsigned resident_blocks(int per_multiprocessor) {
+#if defined(FRUGALORE_CUDA_ON_CPU)
+  return static_cast<unsigned>(cuda_on_cpu::most_blocks()) * static_cast<unsigned>(per_multiprocessor);
+#else
+  int device = 0, multiprocessors = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return static_cast<unsigned>(known && multiprocessors > 0 ? multiprocessors : 128) *
+         static_cast<unsigned>(per_multiprocessor);
+#endif
+}
+
 }  // namespace frugalore::cuda

@@ -10,6 +10,11 @@ struct alignas(4 * sizeof(T)) Quad {
   T at[4];
 };
 
+// How many of four elements exist where `rest` are left; rest may be negative.
+__device__ inline int quad_length(int64_t rest) {
+  return static_cast<int>(rest < 0 ? 0 : (rest < 4 ? rest : 4));
+}
+
 template <class T>
 __device__ inline bool whole_quad(const T* data, int n) {
   return n == 4 && reinterpret_cast<uintptr_t>(data) % sizeof(Quad<T>) == 0;

@@ -18,11 +18,11 @@ __global__ void rademacher_kernel(RandomStream stream, T* out, int64_t count, ui
   const bool aligned = quads_are_aligned(out, first);
   const int64_t quads = quads_in_run(first, count);
   for (int64_t i = thread_in_grid(); i < quads; i += threads_in_grid()) {
-    const Quad quad = quad_of_run(first, count, i);
+    const RunQuad quad = quad_of_run(first, count, i);
     const PhiloxWords words = philox4x32(stream, quad.quad);
-    FourOf<T> signs;
+    Quad<T> signs;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) signs.value[j] = from_float<T>(rademacher(words.word[j]));
+    for (int j = 0; j < 4; ++j) signs.at[j] = from_float<T>(rademacher(words.word[j]));
     store_quad(out, quad, aligned, signs);
   }
 }

@@ -12,27 +12,30 @@ namespace frugalore::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
+constexpr int64_t kQuadsPerBlock = 4 * kThreads;  // several a thread, since a block begins by waiting for lr
 
 template <class W, class U, bool kStochastic>
 __global__ void weight_update_kernel(WeightStep step, W* weight, const U* update, int64_t count) {
-  const WeightStepScalars scalars = weight_step_scalars(step);
+  __shared__ WeightStepScalars scalars;
+  if (threadIdx.x == 0) scalars = weight_step_scalars(step);
+  __syncthreads();
   if (!scalars.applied) return;
   const uint64_t first = static_cast<uint64_t>(step.first_index);
   const bool weight_aligned = quads_are_aligned(weight, first);
   const bool update_aligned = quads_are_aligned(update, first);
   const int64_t quads = quads_in_run(first, count);
   for (int64_t i = thread_in_grid(); i < quads; i += threads_in_grid()) {
-    const Quad quad = quad_of_run(first, count, i);
-    FourOf<W> w = {};
-    FourOf<U> u = {};
+    const RunQuad quad = quad_of_run(first, count, i);
+    Quad<W> w = {};
+    Quad<U> u = {};
     load_quad(weight, quad, weight_aligned, w);
     load_quad(update, quad, update_aligned, u);
     PhiloxWords words = {};
     if (kStochastic) words = philox4x32(scalars.stream, quad.quad);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      w.value[j] = updated_weight<kStochastic>(w.value[j], to_float(u.value[j]), words.word[j], scalars.keep,
-                                               scalars.coefficient);
+      w.at[j] = updated_weight<kStochastic>(w.at[j], to_float(u.at[j]), words.word[j], scalars.keep,
+                                            scalars.coefficient);
     }
     store_quad(weight, quad, weight_aligned, w);
   }
@@ -41,7 +44,7 @@ __global__ void weight_update_kernel(WeightStep step, W* weight, const U* update
 }  // namespace
 
 cudaError_t run(const WeightUpdateJob& job, cudaStream_t stream) {
-  const LaunchShape shape{block_count(ceil_div(job.count + 3, 4), kThreads), kThreads};
+  const LaunchShape shape{block_count(ceil_div(job.count + 3, 4), kQuadsPerBlock), kThreads};
   return visit_float(job.weight_dtype, job.weight, [&](auto* weight) {
     using W = std::remove_pointer_t<decltype(weight)>;
     return visit_float(job.update_dtype, job.update, [&](const auto* update) {

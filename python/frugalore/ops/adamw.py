@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from frugalore import _C
-from frugalore.ops._options import is_second, lr_on_device
+from frugalore.ops._options import beta_pair, is_second, lr_on_device, seed_bits
 from frugalore.ops._registry import define, mark_written, no_outputs
 
 
@@ -138,13 +138,13 @@ def adamw_step_(
         progress,
         beta_powers,
         lr_on_device(lr, params[0]),
-        *betas,
+        *beta_pair(betas),
         eps,
         weight_decay,
         eps_raw,
         decay_after,
         stochastic,
-        seed,
+        seed_bits(seed),
         list(range(len(params))) if tensor_ids is None else list(tensor_ids),
     )
     mark_written((*params, *exp_avgs, *exp_avg_sqs, *progress, *beta_powers))
@@ -181,6 +181,6 @@ def adamw_direction_(
         TypeError: a wrong dtype. ValueError: a wrong shape, stride, device or option. Nothing is written.
     """
     eps_raw = is_second("eps_mode", eps_mode, "corrected", "raw")
-    _direction_op(r, exp_avg, exp_avg_sq, progress, beta_powers, *betas, eps, eps_raw)
+    _direction_op(r, exp_avg, exp_avg_sq, progress, beta_powers, *beta_pair(betas), eps, eps_raw)
     mark_written((r, exp_avg, exp_avg_sq, progress, beta_powers))
     return r

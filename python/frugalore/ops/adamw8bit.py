@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from frugalore import _C
-from frugalore.ops._options import is_second, lr_on_device
+from frugalore.ops._options import beta_pair, is_second, lr_on_device, seed_bits
 from frugalore.ops._registry import define, mark_written, no_outputs
 
 
@@ -146,13 +146,13 @@ def adamw8bit_step_(
         list(grads),
         *written[1:],
         lr_on_device(lr, params[0]),
-        *betas,
+        *beta_pair(betas),
         eps,
         weight_decay,
         eps_raw,
         decay_after,
         stochastic,
-        seed,
+        seed_bits(seed),
         list(range(len(params))) if tensor_ids is None else list(tensor_ids),
     )
     mark_written(tensor for tensors in written for tensor in tensors)
@@ -192,6 +192,6 @@ def adamw8bit_direction_(
     """
     eps_raw = is_second("eps_mode", eps_mode, "corrected", "raw")
     written = (r, exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax, progress, beta_powers)
-    _direction_op(*written, *betas, eps, eps_raw)
+    _direction_op(*written, *beta_pair(betas), eps, eps_raw)
     mark_written(written)
     return r

@@ -105,6 +105,7 @@ _unpack_op = define(
 )
 
 
+@torch.no_grad()
 def int4_quantize(x: Tensor, group_size: int = 256) -> Int4Groups:
     """Quantise to 4 bits and pack two codes a byte.
 
@@ -125,6 +126,7 @@ def int4_quantize(x: Tensor, group_size: int = 256) -> Int4Groups:
     return Int4Groups(*_quantize_op(x, group_size))
 
 
+@torch.no_grad()
 def int4_dequantize(
     packed: Tensor,
     scale: Tensor,

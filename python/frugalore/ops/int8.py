@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from frugalore import _C
-from frugalore.ops._options import is_second, lr_on_device, progress_on_device
+from frugalore.ops._options import is_second, lr_on_device, progress_on_device, seed_bits
 from frugalore.ops._registry import define, mark_written, no_outputs
 
 
@@ -71,6 +71,7 @@ _update_op = define(
 )
 
 
+@torch.no_grad()
 def int8_quantize(x: Tensor, group_size: int = 256) -> Int8Groups:
     """Quantise to 8 bits, rounding to nearest.
 
@@ -91,6 +92,7 @@ def int8_quantize(x: Tensor, group_size: int = 256) -> Int8Groups:
     return Int8Groups(*_quantize_op(x, group_size))
 
 
+@torch.no_grad()
 def int8_dequantize(
     codes: Tensor,
     scale: Tensor,
@@ -110,6 +112,7 @@ def int8_dequantize(
     return _dequantize_op(codes, scale, zero, group_size, dtype)
 
 
+@torch.no_grad()
 def int8_stochastic_update_(
     codes: Tensor,
     scale: Tensor,
@@ -143,9 +146,9 @@ def int8_stochastic_update_(
         weight_decay: decoupled decay per unit of lr.
         decay: "before" the update (torch, FRUGAL), or "after" it (bitsandbytes, GaLore, Q-GaLore): the
             update is then decayed too.
-        seed, tensor_id: name the random stream; any 64-bit integer, and 0 ... 2^32 - 1.
-        progress: the number of this step, which names the random words within the stream (modulo 2^28); or
-            the int64 [3] progress record of the parameter: a step it calls skipped writes nothing.
+        seed, tensor_id: name the random stream; -2^63 to 2^64 - 1, and 0 ... 2^32 - 1.
+        progress: the number of this step, from 0, which names the random words within the stream (modulo
+            2^28); or the int64 [3] progress record of the parameter: a step it calls skipped writes nothing.
         first_index: index of the first element within the whole weight, for panels and shards of rows: they
             get the same bytes as the whole weight would.
         group_size: as at quantisation.
@@ -167,7 +170,7 @@ def int8_stochastic_update_(
         alpha,
         weight_decay,
         is_second("decay", decay, "before", "after"),
-        seed,
+        seed_bits(seed),
         tensor_id,
         first_index,
         group_size,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frugalore.ops._options import seed_bits
 from frugalore.ops._registry import define, mark_written
 from frugalore.ops.adamw8bit import adamw8bit_direction_
 from frugalore.ops.int4 import Int4Groups, int4_dequantize
@@ -143,6 +144,7 @@ def _parts(basis: Basis) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return tuple(basis)
 
 
+@torch.no_grad()
 def project(grad: Tensor, basis: Basis, *, side: str | None = None, group_size: int = 256) -> Tensor:
     """R, the gradient seen from the subspace.
 
@@ -165,6 +167,7 @@ def project(grad: Tensor, basis: Basis, *, side: str | None = None, group_size: 
     return _project_op(grad, *parts, side or short_side(grad.shape), group_size)
 
 
+@torch.no_grad()
 def projected_adam_step_(
     grad: Tensor,
     basis: Basis,
@@ -266,6 +269,7 @@ _project_back_update_op = define(
 )
 
 
+@torch.no_grad()
 def project_back_update_(
     weight: Tensor | Int8Groups,
     direction: Tensor,
@@ -315,6 +319,7 @@ def project_back_update_(
         _check_same_device(name, x, parts[0].device)
     if panel_bytes is None:
         panel_bytes = PANEL_BYTES[direction.device.type]
+    step = step._replace(seed=seed_bits(step.seed))
     _project_back_update_op(
         parts, direction, matrix, scale, zero, side, *step, group_size, basis_group_size, panel_bytes
     )

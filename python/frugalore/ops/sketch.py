@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from frugalore import _C
+from frugalore.ops._options import seed_bits
 from frugalore.ops._registry import define, mark_written, no_outputs
 
 _rademacher_op = define(
@@ -14,6 +16,7 @@ _rademacher_op = define(
 )
 
 
+@torch.no_grad()
 def rademacher_(out: Tensor, *, seed: int, tensor_id: int, period: int, first_index: int = 0) -> Tensor:
     """Fill a tensor with +1 and -1, each with probability one half.
 
@@ -22,7 +25,7 @@ def rademacher_(out: Tensor, *, seed: int, tensor_id: int, period: int, first_in
 
     Args:
         out: float32, bfloat16 or float16, contiguous; overwritten.
-        seed, tensor_id: name the random stream; any 64-bit integer, and 0 ... 2^32 - 1.
+        seed, tensor_id: name the random stream; -2^63 to 2^64 - 1, and 0 ... 2^32 - 1.
         period: the number of the refresh, modulo 2^28.
         first_index: index of the first element within the whole matrix, for panels.
 
@@ -32,6 +35,6 @@ def rademacher_(out: Tensor, *, seed: int, tensor_id: int, period: int, first_in
     Raises:
         TypeError: another dtype. ValueError: a stride or a number out of range.
     """
-    _rademacher_op(out, seed, tensor_id, period, first_index)
+    _rademacher_op(out, seed_bits(seed), tensor_id, period, first_index)
     mark_written((out,))
     return out

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frugalore.ops._options import seed_bits
 from frugalore.ops._registry import define
 from frugalore.ops.projection import _check_matrix, _check_same_device, _check_side
 from frugalore.ops.sketch import rademacher_
@@ -98,6 +99,7 @@ _randomized_svd_op = define(
 )
 
 
+@torch.no_grad()
 def randomized_svd(
     a: Tensor,
     rank: int,
@@ -127,7 +129,7 @@ def randomized_svd(
     _check_rank(rank, a.shape)
     if n_iter < 0 or oversample < 0:
         raise ValueError(f"n_iter and oversample: zero or more expected, got {n_iter} and {oversample}")
-    return SVD(*_randomized_svd_op(a, rank, n_iter, oversample, seed, tensor_id, period))
+    return SVD(*_randomized_svd_op(a, rank, n_iter, oversample, seed_bits(seed), tensor_id, period))
 
 
 def _subspace_iterate(a: Tensor, basis: Tensor, side: str, n_iter: int) -> Tensor:
@@ -151,6 +153,7 @@ _subspace_iterate_op = define(
 )
 
 
+@torch.no_grad()
 def subspace_iterate(a: Tensor, basis: Tensor, *, side: str | None = None, n_iter: int = 1) -> Tensor:
     """Turn an old basis towards the leading singular vectors of ``a``: the warm start of a refresh.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from frugalore import _C
-from frugalore.ops._options import is_second, lr_on_device, progress_on_device
+from frugalore.ops._options import is_second, lr_on_device, progress_on_device, seed_bits
 from frugalore.ops._registry import define, mark_written, no_outputs
 
 _update_op = define(
@@ -16,6 +17,7 @@ _update_op = define(
 )
 
 
+@torch.no_grad()
 def weight_update_(
     weight: Tensor,
     update: Tensor,
@@ -44,9 +46,9 @@ def weight_update_(
         weight_decay: decoupled decay per unit of lr (Loshchilov & Hutter, arXiv 1711.05101).
         decay: "before" the update (torch, FRUGAL), or "after" it (bitsandbytes, GaLore, Q-GaLore): the
             update is then decayed too.
-        seed, tensor_id: name the random stream; any 64-bit integer, and 0 ... 2^32 - 1.
-        progress: the number of this step, which names the random words within the stream (modulo 2^28); or
-            the int64 [3] progress record of the parameter: a step it calls skipped writes nothing.
+        seed, tensor_id: name the random stream; -2^63 to 2^64 - 1, and 0 ... 2^32 - 1.
+        progress: the number of this step, from 0, which names the random words within the stream (modulo
+            2^28); or the int64 [3] progress record of the parameter: a step it calls skipped writes nothing.
         first_index: index of the first element within the whole weight, for panels and shards.
         rounding: "stochastic" or "nearest" (ties to even). A float32 weight is always written as computed.
 
@@ -64,7 +66,7 @@ def weight_update_(
         alpha,
         weight_decay,
         is_second("decay", decay, "before", "after"),
-        seed,
+        seed_bits(seed),
         tensor_id,
         first_index,
         is_second("rounding", rounding, "nearest", "stochastic"),
