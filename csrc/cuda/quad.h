@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/floats.h"
+#include "cuda/launch.h"
 
 namespace frugalore::cuda {
 
