@@ -23,7 +23,8 @@ def shared_symbols(object_file: Path, isa: str) -> list[str]:
     """The demangled names of the symbols that do not name their instruction set."""
     command = ["nm", "--demangle", "--defined-only", "--extern-only", str(object_file)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    own = re.compile(rf"frugalore::(cpu::)?{isa}::|\(frugalore::Isa\){ISA_NUMBERS[isa]}>")
+    # DW.ref. is a pointer to the C++ runtime, not code.
+    own = re.compile(rf"frugalore::(cpu::)?{isa}::|\(frugalore::Isa\){ISA_NUMBERS[isa]}>|^DW\.ref\.")
     names = [line.split(" ", 2)[2] for line in lines]
     return [name for name in names if not own.search(name)]
 
