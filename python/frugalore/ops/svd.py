@@ -103,9 +103,9 @@ _randomized_svd_op = define(
 def randomized_svd(
     a: Tensor,
     rank: int,
-    *,
     n_iter: int = 2,
     oversample: int = 8,
+    *,
     seed: int = 0,
     tensor_id: int = 0,
     period: int = 0,
@@ -154,14 +154,14 @@ _subspace_iterate_op = define(
 
 
 @torch.no_grad()
-def subspace_iterate(a: Tensor, basis: Tensor, *, side: str | None = None, n_iter: int = 1) -> Tensor:
+def subspace_iterate(a: Tensor, basis: Tensor, n_iter: int = 1, *, side: str | None = None) -> Tensor:
     """Turn an old basis towards the leading singular vectors of ``a``: the warm start of a refresh.
 
     Args:
         a: ``[m, n]`` float32, bfloat16 or float16. One with a NaN or infinite element counts as zeros.
         basis: ``[rank, n]`` (right) or ``[rank, m]`` (left), float; it need not be orthonormal.
+        n_iter: passes ``AᵀA`` over the basis, at least 1.
         side: "right" or "left"; default: the short side of ``a``.
-        n_iter: at least 1.
 
     Returns:
         float32 ``[rank, length]``, orthonormal rows, ordered by singular value; each points to the same side
