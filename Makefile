@@ -5,7 +5,9 @@
 # make develop    build the extension beside its sources, for work on it
 # make gpu-check  build, test and time on a machine with a card, torch installed and no network:
 #                 make gpu-check RESULTS=dir COMMIT=hash STAGE=build|test|sanitize|bench|all
-#                 TIME_LIMIT=seconds bounds the whole call, where commands are cut off
+#                 TIME_LIMIT=seconds bounds the whole call, where commands are cut off;
+#                 PYTHON=.venv/bin/python if torch is there rather than in python3
+# make clean      remove what the others made: .venv, build, dist, the in-place extension, the demo's run
 #
 # TORCH is spliced into `pip install`, so an index can be named too:
 #   make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
@@ -59,7 +61,7 @@ develop: $(VENV)/.develop
 install: $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist $(DEMO) python/frugalore/_C.*.so
 
 # ---- stamps: each says that the virtual environment holds what its rule installs --------------------
 $(VENV)/.torch:

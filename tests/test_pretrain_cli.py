@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from frugalore._build import with_cuda
 from frugalore.cli.commands import frugalore
-from frugalore.pretrain import REGISTRY, metrics
+from frugalore.pretrain import REGISTRY, ConfigError, PretrainConfig, metrics
+from frugalore.pretrain.config import from_dict, load
+from frugalore.pretrain.model import build_model, llama_config
 from pretrain_helpers import tiny
 
 
@@ -88,6 +92,7 @@ def test_resume_with_another_config_names_the_keys(tmp_path, config_file):
         (("--optimizer", "adamm"), "adamw"),
         (("--data", "nowhere"), "data: no such file or folder: nowhere"),
         (("--config", "nowhere"), "config: neither a file nor a preset (demo): nowhere"),
+        (("--config", __file__), f"Error: config: a .json or .toml file expected, got {__file__}"),
         (("--target-modules", "zzz"), "'zzz'"),
         (("--resume",), "holds none"),
         (("--resume", "--overwrite"), "contradict"),
@@ -108,6 +113,22 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path, config_file):
     assert "unknown key: stepz (did you mean steps?)" in output
 
 
+@pytest.mark.skipif(with_cuda(), reason="this build has CUDA kernels")
+def test_qgalore_on_cuda_needs_a_build_with_cuda():
+    config = PretrainConfig(device="cuda")
+    with pytest.raises(ConfigError, match="this build of frugalore has no CUDA kernels"):
+        REGISTRY["qgalore"].build(build_model(config), config)
+
+
+def test_the_readmes_configuration_is_one(tmp_path):
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    file = tmp_path / "mine.toml"
+    file.write_text(readme.partition("```toml\n")[2].partition("```")[0])
+    config = from_dict(load(str(file)))
+    assert config.steps == 1000
+    assert llama_config(config).num_hidden_layers == 4
+
+
 def test_help_lists_every_optimizer():
     output = call("pretrain", "--help").output
     for name in REGISTRY:
@@ -122,14 +143,29 @@ def test_the_doctor_finds_this_installation_well():
     assert "int4_quantize on cpu    ok" in result.output
 
 
-def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path):
-    # A click that cannot be imported stands before the real one, as on a machine without it.
+@pytest.fixture
+def without_click(tmp_path):
+    """Runs ``python -m frugalore`` where a click that cannot be imported stands before the real one."""
     (tmp_path / "click.py").write_text("raise ModuleNotFoundError('click', name='click')\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-c", "from frugalore.cli.main import main; main()"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "frugalore", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_missing_package_is_one_line_that_says_what_to_install(without_click):
+    result = without_click("pretrain")
     assert result.returncode == 1
     assert result.stderr == "frugalore: click is not installed; pip install 'frugalore[train]' installs it\n"
+
+
+def test_the_doctor_runs_without_the_packages_of_the_command_line(without_click):
+    result = without_click("doctor")
+    assert result.returncode == 0, result.stderr
+    assert "int8_quantize on cpu    ok" in result.stdout
 
 
 def test_terminating_a_run_saves_it_and_resume_continues(tmp_path, config_file):

@@ -9,6 +9,11 @@
 #ifndef FRUGALORE_VERSION
 #define FRUGALORE_VERSION "development"
 #endif
+#if defined(__clang__)  // names itself in __VERSION__
+#define FRUGALORE_COMPILER __VERSION__
+#else
+#define FRUGALORE_COMPILER "gcc " __VERSION__
+#endif
 
 namespace py = pybind11;
 
@@ -25,7 +30,7 @@ namespace {
 py::dict build_info() {
   py::dict info;
   info["version"] = FRUGALORE_VERSION;
-  info["compiler"] = __VERSION__;
+  info["compiler"] = FRUGALORE_COMPILER;
   info["cuda"] = FRUGALORE_CUDA_NOTE;
   info["cpu_isa"] = cpu::isa_name(cpu::active_isa());
   return info;

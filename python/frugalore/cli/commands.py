@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from frugalore._build import build_info
-from frugalore.cli.doctor import doctor
+from frugalore.cli.doctor import examine
 from frugalore.cli.pretrain import pretrain
 
 
@@ -15,5 +15,13 @@ def frugalore() -> None:
     """Train language models in a fraction of the memory."""
 
 
-frugalore.add_command(doctor)
+@frugalore.command(short_help="Show the installation and check its kernels.")
+def doctor() -> None:
+    """Show the build, torch, packages and devices, and check the kernels on each device.
+
+    Ends with status 1 if a kernel computes something else than its specification.
+    """
+    examine()
+
+
 frugalore.add_command(pretrain)

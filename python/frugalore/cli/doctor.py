@@ -1,4 +1,7 @@
-"""``frugalore doctor``: what this installation is, and whether its kernels compute what they should."""
+"""``frugalore doctor``: what this installation is, and whether its kernels compute what they should.
+
+Needs torch alone, so that it can say which packages are missing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import platform
 from collections.abc import Iterator
 
-import click
 import torch
 
 from frugalore import ops
@@ -18,21 +20,21 @@ from frugalore.reference.int8 import int8_quantize
 _PACKAGES = ("transformers", "safetensors", "click", "rich", "matplotlib", "numpy")
 
 
-@click.command()
-def doctor() -> None:
-    """Show the build, torch, the devices, and check the kernels on each of them.
+def examine() -> None:
+    """Print the build, torch, the packages and the devices, and check the kernels on each device.
 
-    Ends with status 1 if a kernel computes something else than its specification.
+    Raises:
+        SystemExit: a kernel computes something else than its specification.
     """
     for name, value in facts():
-        click.echo(f"{name:<24}{value}")
+        print(f"{name:<24}{value}")
     failed = False
     for device in devices():
         for name, right in check_kernels(device):
-            click.echo(f"{f'{name} on {device}':<24}{'ok' if right else 'WRONG'}")
+            print(f"{f'{name} on {device}':<24}{'ok' if right else 'WRONG'}")
             failed |= not right
     if failed:
-        raise click.ClickException("a kernel does not compute what its reference does; please report this")
+        raise SystemExit("frugalore: a kernel does not compute what its reference does; please report this")
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -60,6 +62,8 @@ def facts() -> Iterator[tuple[str, str]]:
 def _cuda_status() -> str:
     if not with_cuda():
         return "this build has no CUDA kernels"
+    if torch.version.cuda is None:
+        return "built with CUDA kernels, but this torch is built without CUDA"
     return "usable" if torch.cuda.is_available() else "built with CUDA kernels, but torch sees no device"
 
 

@@ -25,37 +25,43 @@ class _Modules(click.ParamType):
 
 
 def _optimizers_help() -> str:
-    return "; ".join(f"{name}: {entry.summary}" for name, entry in sorted(optimizers.REGISTRY.items())) + "."
+    described = (f"{name}: {entry.summary}" for name, entry in sorted(optimizers.REGISTRY.items()))
+    return f"{'; '.join(described)}. [{PretrainConfig.optimizer}]"
 
 
 def _config_options(command):
     """One option for each key of the configuration; None where it was not given."""
     options = [
-        click.option("--model", type=click.Choice(list(MODELS)), help="Shape of the LLaMA."),
+        click.option("--model", type=click.Choice(list(MODELS)), help="Shape, or a table in the file. [demo]"),
         click.option("--data", type=click.Path(), help="File or folder of text. [the standard library]"),
         click.option("--optimizer", type=click.Choice(sorted(optimizers.REGISTRY)), help=_optimizers_help()),
         click.option("--lr", type=float, help="Peak learning rate. [the optimizer's own]"),
-        click.option("--weight-decay", type=float),
-        click.option("--rank", type=int, help="Rank of the gradient's projection."),
-        click.option("--update-proj-gap", type=int, help="Steps between refreshes of a subspace."),
-        click.option("--scale", type=float, help="Factor of the projected part of an update."),
-        click.option("--target-modules", type=_Modules(), help="Projected layers, such as attn,mlp."),
-        click.option("--steps", type=int),
-        click.option("--batch-size", type=int, help="Sequences a step."),
-        click.option("--sequence-length", type=int, help="Bytes a sequence."),
-        click.option("--warmup-steps", type=int),
-        click.option("--min-lr-ratio", type=float),
-        click.option("--max-norm", type=float, help="Clip the gradient's norm; 0: not."),
-        click.option("--seed", type=int),
-        click.option("--validate-every", type=int, help="Steps between validations."),
-        click.option("--validation-batches", type=int),
-        click.option("--save-every", type=int, help="Steps between checkpoints."),
-        click.option("--device", type=click.Choice(DEVICES)),
-        click.option("--dtype", type=click.Choice(DTYPES)),
+        _number("weight_decay", float, "Decoupled decay per unit of learning rate."),
+        _number("rank", int, "Rank of the gradient's projection."),
+        _number("update_proj_gap", int, "Steps between refreshes of a subspace."),
+        _number("scale", float, "Factor of the projected part of an update."),
+        click.option("--target-modules", type=_Modules(), help="Projected layers. [attn,mlp]"),
+        _number("steps", int, "Updates in all."),
+        _number("batch_size", int, "Sequences a step."),
+        _number("sequence_length", int, "Bytes a sequence."),
+        _number("warmup_steps", int, "The learning rate rises over these."),
+        _number("min_lr_ratio", float, "The cosine ends at this part of the peak."),
+        _number("max_norm", float, "Clip the gradient's norm; 0: not."),
+        _number("seed", int, "Of weights, batches and rounding."),
+        _number("validate_every", int, "Steps between validations."),
+        _number("validation_batches", int, "Batches a validation."),
+        _number("save_every", int, "Steps between checkpoints."),
+        click.option("--device", type=click.Choice(DEVICES), help="auto: CUDA where it is usable. [auto]"),
+        click.option("--dtype", type=click.Choice(DTYPES), help="Of weights that are not INT8. [float32]"),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _number(key: str, kind: type, text: str):
+    default = getattr(PretrainConfig, key)
+    return click.option(f"--{key.replace('_', '-')}", type=kind, help=f"{text} [{default:g}]")
 
 
 @click.command(name="pretrain")

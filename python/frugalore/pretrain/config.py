@@ -1,5 +1,10 @@
 """What a run is: one flat dataclass, read from JSON or TOML and overridden from the command line.
 
+    optimizer = "qgalore"
+    steps = 1000
+    target_modules = ["attn", "mlp"]
+    model = "60m"                     # a name in MODELS, or a table of LlamaConfig fields
+
 Everything that decides the numbers of a run is in here, so its hash identifies them. Unknown keys are
 refused by name: a misspelt option that silently does nothing costs a whole run.
 """
@@ -155,6 +160,8 @@ def load(source: str) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"config: neither a file nor a preset ({', '.join(PRESETS)}): {source}")
+    if path.suffix not in (".json", ".toml"):
+        raise ConfigError(f"config: a .json or .toml file expected, got {source}")
     try:
         values = _parse(path)
     except (ValueError, UnicodeDecodeError) as error:
@@ -167,13 +174,11 @@ def load(source: str) -> dict[str, Any]:
 def _parse(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text("utf-8"))
-    if path.suffix == ".toml":
-        try:
-            import tomllib
-        except ModuleNotFoundError:  # Python 3.10
-            import tomli as tomllib
-        return tomllib.loads(path.read_text("utf-8"))
-    raise ConfigError(f"config: a .json or .toml file expected, got {path.name}")
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(path.read_text("utf-8"))
 
 
 def refuse_unknown(values: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from frugalore._build import with_cuda
 from frugalore.pretrain.config import PretrainConfig
 from frugalore.pretrain.errors import ConfigError
 
@@ -64,6 +65,8 @@ def _adamw(model: nn.Module, config: PretrainConfig):
 def _qgalore(model: nn.Module, config: PretrainConfig):
     from frugalore import FusedQGaLore, param_groups, quantize_
 
+    if config.device == "cuda" and not with_cuda():
+        raise ConfigError("device: cuda asked for, but this build of frugalore has no CUDA kernels")
     quantize_(model, config.target_modules)
     groups = param_groups(
         model,

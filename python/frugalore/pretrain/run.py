@@ -86,7 +86,8 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     entry = optimizers.entry(config.optimizer)
     usable = torch.cuda.is_available() and with_cuda()
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda asked for, but torch sees no CUDA device")
+        why = "sees no CUDA device" if torch.version.cuda else "is built without CUDA"
+        raise ConfigError(f"device: cuda asked for, but torch {why}")
     device = ("cuda" if usable else "cpu") if config.device == "auto" else config.device
     return config.replace(lr=entry.lr if config.lr is None else config.lr, device=device)
 
