@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -410,6 +411,11 @@ class TestBadInput:
             optimizer = _optimizer(model, rank=1000)
         _train(model, optimizer, range(2))
         assert optimizer.state[model.attn.weight]["exp_avg"].shape == (96, 64)
+
+    def test_a_warning_points_at_the_callers_line(self):
+        with pytest.warns(UserWarning) as caught:
+            frugalore.FusedQGaLore(self._groups(rank=1000, update_gap=50))
+        assert [Path(warning.filename) for warning in caught] == [Path(__file__)] * 2
 
     def test_no_module_matches(self):
         with pytest.raises(ValueError, match=r"matches no nn\.Linear"):

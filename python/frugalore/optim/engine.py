@@ -13,6 +13,7 @@ skip a non-finite gradient are read and made there.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,26 @@ from frugalore.weights.write import descend_
 
 #: What a group may hold besides options.
 _NO_OPTIONS = {"params", "param_names", "name", "initial_lr"}
+
+
+def _warn(message: str) -> None:
+    """A warning that points at the line of the caller's own code."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("frugalore", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _warn_of_small_matrices(names: list[str], group: dict[str, Any]) -> None:
+    rank = group["rank"]
+    small = [(name, p) for name, p in zip(names, group["params"], strict=True) if rank > min(p.shape)]
+    if not small:
+        return
+    name, p = small[0]
+    more = f"; likewise {len(small) - 1} more" if len(small) > 1 else ""
+    _warn(
+        f"{name}: rank {rank} is larger than the short side of {tuple(p.shape)}; {min(p.shape)} is used{more}"
+    )
 
 
 class SubspaceOptimizer(torch.optim.Optimizer):
@@ -91,9 +112,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         unknown = sorted(group.keys() - self.option_names(group) - _NO_OPTIONS)
         if unknown:
             kind = "with" if "rank" in group else "without"
-            warnings.warn(
-                f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored", stacklevel=3
-            )
+            _warn(f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored")
         self._check_options(self.defaults | group)
         super().add_param_group(group)
         group = self.param_groups[-1]
@@ -108,14 +127,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        if "rank" in group:
+            _warn_of_small_matrices(names, group)
         taken = set(self._names.values())
         for name, p in zip(names, group["params"], strict=True):
-            if "rank" in group and group["rank"] > min(p.shape):
-                warnings.warn(
-                    f"{name}: rank {group['rank']} is larger than the short side of {tuple(p.shape)}; "
-                    f"{min(p.shape)} is used",
-                    stacklevel=3,
-                )
             self._names[p] = f"{name} (group {len(self.param_groups) - 1})" if name in taken else name
             self._tensor_ids[p] = len(self._tensor_ids)
         self._remember_layouts([group])

@@ -39,8 +39,8 @@ class FusedQGaLore(SubspaceOptimizer):
 
     Options of a group with ``rank``, in the spelling of the published code: ``update_proj_gap`` (200),
     ``scale`` (0.25, multiplies the projected update), ``proj_type`` ("std"), ``quant`` (True: INT4 basis),
-    ``quant_n_bit`` (4), ``quant_group_size`` (256), ``cos_threshold`` (None: fixed gap), ``gamma_proj`` (2),
-    ``queue_size`` (5); ours: ``similarity`` ("overlap", or "first_vector" as published).
+    ``quant_n_bit`` (4), ``quant_group_size`` (256), ``cos_threshold`` (0.4; None: fixed gap), ``gamma_proj``
+    (2), ``queue_size`` (5); ours: ``similarity`` ("overlap", or "first_vector" as published).
 
     What decides how state is stored (``rank``, ``quant*``, ``proj_type``, ``similarity``, ``state_bits``) and
     ``update_proj_gap`` cannot change once a group was added; the rest may change between steps.
