@@ -32,7 +32,7 @@ def _optimizers_help() -> str:
 def _config_options(command):
     """One option for each key of the configuration; None where it was not given."""
     options = [
-        click.option("--model", type=click.Choice(list(MODELS)), help="Shape, or a table in the file. [demo]"),
+        click.option("--model", type=click.Choice(list(MODELS)), help="Shape; a file can hold one. [demo]"),
         click.option("--data", type=click.Path(), help="File or folder of text. [the standard library]"),
         click.option("--optimizer", type=click.Choice(sorted(optimizers.REGISTRY)), help=_optimizers_help()),
         click.option("--lr", type=float, help="Peak learning rate. [the optimizer's own]"),
