@@ -1,4 +1,4 @@
-"""The examples run as they are written."""
+"""The examples, and the Python in the README, run as they are written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from frugalore.pretrain import REGISTRY
 from pretrain_helpers import tiny
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def test_compare_optimizers_draws_every_registered_one(tmp_path):
@@ -45,3 +49,23 @@ def test_custom_loop_trains_and_continues_from_its_checkpoint(tmp_path):
     straight = run(12, "straight.pt")
     run(5, "cut.pt")
     assert run(12, "cut.pt") == straight
+
+
+def test_the_readmes_python_runs_as_pasted():
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=160,
+    )
+    tokens = torch.randint(64, (2, 16))
+    given = {
+        "model": LlamaForCausalLM(config),
+        "batches": [{"input_ids": tokens, "labels": tokens}] * 2,
+    }
+    blocks = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1:]
+    training, fused_ops = (block.partition("```")[0] for block in blocks)
+    exec(training, given)
+    assert given["optimizer"].statistics()["model.embed_tokens.weight"] == {"applied": 2, "skipped": 0}
+    exec(fused_ops, {})

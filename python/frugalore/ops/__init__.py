@@ -1,5 +1,9 @@
-"""The fused ops. Each has a schema under ``torch.ops.frugalore``, a fake kernel, a CPU and a CUDA kernel,
-and a specification in plain torch under :mod:`frugalore.reference`."""
+"""The fused ops. Each has a schema under ``torch.ops.frugalore`` and a fake kernel.
+
+Those without a GEMM have a CPU and a CUDA kernel, and a specification in plain torch under
+:mod:`frugalore.reference`; projections and the SVD are composed of them and ``torch.mm``. Names that end in
+``_`` write their arguments in place. No op is differentiable.
+"""
 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_

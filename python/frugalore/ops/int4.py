@@ -141,6 +141,9 @@ def int4_dequantize(
         packed, scale, zero: as in :class:`Int4Groups`.
         columns: the length of a row; ``packed`` alone does not tell odd from even.
         dtype: float32, bfloat16 or float16; the product is rounded once.
+
+    Raises:
+        TypeError: another dtype. ValueError: a bad shape, stride or group size.
     """
     return _dequantize_op(packed, scale, zero, columns, group_size, dtype)
 
@@ -149,10 +152,18 @@ def int4_pack(codes: Tensor) -> Tensor:
     """Two 4-bit codes a byte: uint8 ``[..., columns]`` to uint8 ``[..., ceil(columns / 2)]``.
 
     The upper four bits of each code are ignored; the last nibble of an odd row is 0.
+
+    Raises:
+        TypeError: another dtype. ValueError: not contiguous, or a scalar.
     """
     return _pack_op(codes)
 
 
 def int4_unpack(packed: Tensor, columns: int) -> Tensor:
-    """One code a byte: the inverse of :func:`int4_pack`."""
+    """One code a byte, uint8 ``[..., columns]``: the inverse of :func:`int4_pack`.
+
+    Raises:
+        TypeError: another dtype. ValueError: not contiguous, or a last dimension other than
+            ``ceil(columns / 2)``.
+    """
     return _unpack_op(packed, columns)

@@ -27,7 +27,7 @@ def param_groups(
         target_modules: which ``nn.Linear`` weights train in the subspace, matched as transformers does:
             "all-linear", a regular expression for the whole name, or a list of names, parts of names or
             regular expressions.
-        rank: of the subspace.
+        rank: of the subspace, at least 1; clipped, with a warning, to the short side of smaller matrices.
         **options: further options of the group with ``rank``, e.g. ``update_proj_gap``, ``scale``.
 
     Returns:
@@ -35,7 +35,8 @@ def param_groups(
         pairs. The first is left out if it is empty.
 
     Raises:
-        ValueError: no module matches, or none of the matches is trainable.
+        TypeError: ``target_modules`` is neither a string nor strings. ValueError: no module matches, or none
+            of the matches is trainable.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matched = {f"{name}.weight" if name else "weight" for name, _ in matching_linears(model, target_modules)}

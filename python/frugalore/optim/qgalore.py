@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import Tensor
+
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.rules import AdamW
 from frugalore.subspace import SvdSubspace
@@ -44,12 +46,17 @@ class FusedQGaLore(SubspaceOptimizer):
 
     What decides how state is stored (``rank``, ``quant*``, ``proj_type``, ``similarity``, ``state_bits``) and
     ``update_proj_gap`` cannot change once a group was added; the rest may change between steps.
+
+    Raises:
+        TypeError: a parameter of another dtype than float32, bfloat16 or float16, or of another class.
+        ValueError: an option out of range, a parameter that is not a matrix in a group with ``rank``, is not
+            contiguous or is there twice; the message names it.
     """
 
     def __init__(
         self,
         params: Iterable,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,

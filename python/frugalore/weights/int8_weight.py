@@ -95,6 +95,9 @@ class Int8Weight(Tensor):
             x: float32, bfloat16 or float16 ``[out, in]``.
             group_size: elements of a row that share a scale and a zero-point.
             dtype: what the result shows; that of ``x`` if not given.
+
+        Raises:
+            TypeError: another dtype. ValueError: not a matrix, or a bad group size.
         """
         return cls(*int8_quantize(x.detach().contiguous(), group_size), group_size, dtype or x.dtype)
 
