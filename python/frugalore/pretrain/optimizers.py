@@ -53,7 +53,7 @@ def entry(name: str) -> Entry:
     return REGISTRY[name]
 
 
-@register("adamw", lr=1e-3, summary="torch.optim.AdamW: the full gradient, float state")
+@register("adamw", lr=5e-4, summary="torch.optim.AdamW: the full gradient, float state")
 def _adamw(model: nn.Module, config: PretrainConfig):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay
@@ -61,7 +61,7 @@ def _adamw(model: nn.Module, config: PretrainConfig):
     return optimizer, model
 
 
-@register("qgalore", lr=7e-3, summary="FusedQGaLore: INT8 weights, packed INT4 basis, 8-bit AdamW")
+@register("qgalore", lr=1e-2, summary="FusedQGaLore: INT8 weights, packed INT4 basis, 8-bit AdamW")
 def _qgalore(model: nn.Module, config: PretrainConfig):
     from frugalore import FusedQGaLore, param_groups, quantize_
 
