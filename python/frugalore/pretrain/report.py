@@ -66,9 +66,11 @@ def write(summary: Summary) -> None:
 def show(summary: Summary, console: Console) -> None:
     """The table and the result, on the console."""
     console.print(memory_table(summary))
-    refreshes = sum(counts.get("refreshes", 0) for counts in summary.statistics.values())
+    refreshes = [counts["refreshes"] for counts in summary.statistics.values() if "refreshes" in counts]
     if refreshes:
-        console.print(f"subspaces refreshed: {refreshes} times in {summary.step} steps")
+        console.print(
+            f"subspaces of {len(refreshes)} matrices refreshed {sum(refreshes)} times in {summary.step} steps"
+        )
     if summary.skipped:
         console.print(f"{summary.skipped} steps skipped: the gradient was not finite")
     console.print(f"validation loss: {summary.validation_loss:.4f} nats/byte after {summary.step} steps")
