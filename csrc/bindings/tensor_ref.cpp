@@ -291,7 +291,10 @@ void check_grouped(const char* name, const TensorRef& t, const TensorRef& like, 
   if (!equal) {
     std::vector<int64_t> shape(like.shape, like.shape + like.ndim);
     shape.back() = groups;
-    fail(name, "shape " + list_name(shape.data(), like.ndim) + " (its last dimension follows from the other arguments)", shape_name(t));
+    fail(name,
+         "shape " + list_name(shape.data(), like.ndim) +
+             " (its last dimension follows from the other arguments)",
+         shape_name(t));
   }
 }
 
