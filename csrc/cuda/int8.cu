@@ -8,7 +8,7 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/quad.h"
-#include "cuda/quads.h"
+#include "cuda/random_quads.h"
 #include "cuda/warp.h"
 
 namespace frugalore::cuda {

@@ -5,7 +5,7 @@
 #include "core/visit.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
-#include "cuda/quads.h"
+#include "cuda/random_quads.h"
 #include "cuda/warp.h"
 
 namespace frugalore::cuda {
