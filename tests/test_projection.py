@@ -181,3 +181,12 @@ def test_opcheck(generator):
     step = _step("cpu")
     args = ([torch.randn(12, 8)], torch.randn(12, 3), packed, scale, zero, "right")
     torch.library.opcheck(torch.ops.frugalore.project_back_update_.default, (*args, *step, 256, 256, 1 << 20))
+    numel = 12 * 3
+    moments = [torch.zeros(numel, dtype=torch.uint8), torch.zeros(1)] * 2
+    record = [torch.zeros(3, dtype=torch.int64), torch.ones(2, dtype=torch.float64)]
+    state = [*(t.clone() for t in moments), *record]
+    adam = (0.9, 0.999, 1e-8, "corrected")
+    torch.library.opcheck(
+        torch.ops.frugalore.projected_adam_step_.default,
+        (grad, packed, scale, zero, *state, "right", 256, *adam),
+    )

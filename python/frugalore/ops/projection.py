@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from frugalore.ops._options import seed_bits
+from frugalore.ops._options import beta_pair, seed_bits
 from frugalore.ops._registry import define, mark_written
 from frugalore.ops.adamw8bit import adamw8bit_direction_
 from frugalore.ops.int4 import Int4Groups, int4_dequantize
@@ -167,6 +167,44 @@ def project(grad: Tensor, basis: Basis, *, side: str | None = None, group_size: 
     return _project_op(grad, *parts, side or short_side(grad.shape), group_size)
 
 
+def _projected_adam_step(
+    grad: Tensor,
+    basis: Tensor,
+    basis_scale: Tensor | None,
+    basis_zero: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_absmax: Tensor,
+    exp_avg_sq: Tensor,
+    exp_avg_sq_absmax: Tensor,
+    progress: Tensor,
+    beta_powers: Tensor,
+    side: str,
+    group_size: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    eps_mode: str,
+) -> Tensor:
+    r = _project(grad, basis, basis_scale, basis_zero, side, group_size)
+    state = (exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax, progress, beta_powers)
+    return adamw8bit_direction_(r, *state, betas=(beta1, beta2), eps=eps, eps_mode=eps_mode)
+
+
+def _projected_adam_step_empty(grad, basis, basis_scale, basis_zero, *rest):
+    side, group_size = rest[6:8]
+    return _low_rank_empty(grad, basis, basis_scale, basis_zero, side, group_size)
+
+
+_projected_adam_step_op = define(
+    "projected_adam_step_(Tensor grad, Tensor basis, Tensor? basis_scale, Tensor? basis_zero, "
+    "Tensor(a!) exp_avg, Tensor(b!) exp_avg_absmax, Tensor(c!) exp_avg_sq, Tensor(d!) exp_avg_sq_absmax, "
+    "Tensor(e!) progress, Tensor(f!) beta_powers, str side, int group_size, float beta1, float beta2, "
+    "float eps, str eps_mode) -> Tensor",
+    _projected_adam_step,
+    _projected_adam_step_empty,
+)
+
+
 @torch.no_grad()
 def projected_adam_step_(
     grad: Tensor,
@@ -196,19 +234,12 @@ def projected_adam_step_(
         The direction in the subspace, shape of R; hand it to :func:`project_back_update_`. If R is not
         finite, nothing but ``progress`` changes and the direction is zero.
     """
-    r = project(grad, basis, side=side, group_size=group_size)
-    return adamw8bit_direction_(
-        r,
-        exp_avg,
-        exp_avg_absmax,
-        exp_avg_sq,
-        exp_avg_sq_absmax,
-        progress,
-        beta_powers,
-        betas=betas,
-        eps=eps,
-        eps_mode=eps_mode,
-    )
+    state = (exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax, progress, beta_powers)
+    side = side or short_side(grad.shape)
+    adam = (*beta_pair(betas), eps, eps_mode)
+    direction = _projected_adam_step_op(grad, *_parts(basis), *state, side, group_size, *adam)
+    mark_written(state)
+    return direction
 
 
 def _update_rows(
