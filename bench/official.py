@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -64,6 +66,11 @@ class QGaLore:
         )
         self._optimizer.torch = _TorchWithoutGpu()
 
+    @property
+    def projector(self) -> type:
+        """The published ``GaLoreProjector``."""
+        return self._optimizer.GaLoreProjector
+
     def quantize_(self, model: nn.Module, rounding: str = "stochastic") -> None:
         """Replace the seven linear layers of every block by the published INT8 ones."""
         options = SimpleNamespace(
@@ -94,6 +101,24 @@ class QGaLore:
                 super().init_state(*where)
 
         return Adapted(groups, lr=lr, weight_decay=0.0)
+
+
+@contextmanager
+def basis_from_qr(published: QGaLore) -> Iterator[None]:
+    """Let the published projector take any orthonormal basis, so that its first step costs no SVD."""
+    projector = published.projector
+
+    def orthonormal(self: Any, weights: torch.Tensor, rank: int, type: str) -> torch.Tensor:
+        length = weights.shape[1] if type == "right" else weights.shape[0]
+        basis = torch.linalg.qr(torch.randn(length, rank)).Q.to(weights.dtype)
+        return basis.t().contiguous() if type == "right" else basis
+
+    theirs = projector.get_orthogonal_matrix
+    projector.get_orthogonal_matrix = orthonormal
+    try:
+        yield
+    finally:
+        projector.get_orthogonal_matrix = theirs
 
 
 def llama_groups(model: nn.Module, rank: int, gap: int, scale: float) -> list[dict[str, Any]]:
