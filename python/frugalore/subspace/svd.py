@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frugalore import ops
 from frugalore.ops.projection import Basis, low_rank_shape, short_side
+from frugalore.ops.svd import largest_magnitude
 from frugalore.subspace.options import check_positive_integer
 
 _PACKED_NAMES = ("basis", "basis_scale", "basis_zero")
@@ -100,7 +101,7 @@ class SvdSubspace:
         If ``grad`` is zero or not finite, and so has no leading vectors, the old basis stays and NaN is
         returned. That is decided on the device.
         """
-        largest = torch.linalg.vector_norm(grad, ord=math.inf)
+        largest = largest_magnitude(grad)
         usable = (largest > 0) & largest.isfinite()
         if state["refreshes"] > 0:
             old = self._dense(state, group, min(grad.shape))
