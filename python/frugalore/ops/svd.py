@@ -34,8 +34,10 @@ def _check_rank(rank: int, shape: tuple[int, ...]) -> None:
 
 
 def largest_magnitude(a: Tensor) -> Tensor:
-    """max|a| as a float32 scalar on the device of a; NaN if there is one. (torch's infinity norm says the same,
-    at a fiftieth of the speed on a CPU.)"""
+    """max|a| as a float32 scalar on a's device; NaN if a has one.
+
+    torch's infinity norm says the same, at a fiftieth of the speed on a CPU.
+    """
     low, high = torch.aminmax(a)
     return torch.maximum(-low, high).float()
 
@@ -43,8 +45,8 @@ def largest_magnitude(a: Tensor) -> Tensor:
 class _Scaled:
     """``a / max|a|`` as a factor of products with thin matrices: no copy of ``a`` is made.
 
-    It stands for zeros where ``a`` is zero or has an element that is not finite. Half of the scaling (a square
-    root) comes before a product and half after, so that neither end of float32's range is reached.
+    It stands for zeros where ``a`` is zero or has an element that is not finite. Half of the scaling (a
+    square root) comes before a product and half after, so neither end of float32's range is reached.
     """
 
     def __init__(self, a: Tensor):
