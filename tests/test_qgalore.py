@@ -25,7 +25,7 @@ def test_it_trains_every_parameter(dtype, quantized, device):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     after = snapshot(model)
     for name in before:
-        if not name.endswith((".scale", ".zero")):
+        if not name.endswith((".scale", ".zero")) and before[name].dtype != torch.int64:  # The format record.
             assert not torch.equal(before[name], after[name]), name
     counted = optimizer.statistics()
     assert counted["attn.weight"]["applied"] == 60 and counted["attn.weight"]["refreshes"] >= 5

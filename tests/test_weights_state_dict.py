@@ -27,13 +27,15 @@ def _assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 
 PARTS = [f"{layer}.weight.{part}" for layer in (0, 2) for part in ("codes", "scale", "zero")]
+RECORDS = ["0.weight", "2.weight"]
 
 
 class TestSave:
     def test_plain_tensors(self):
         state = _model().state_dict()
-        assert sorted(state) == sorted([*PARTS, "0.bias", "2.bias"])
+        assert sorted(state) == sorted([*PARTS, *RECORDS, "0.bias", "2.bias"])
         assert all(type(value) is torch.Tensor for value in state.values())
+        assert state["0.weight"].tolist() == [1, 256]
 
     def test_shares_memory_with_the_model_as_state_dicts_do(self):
         model = _model()
@@ -46,7 +48,7 @@ class TestSave:
 
     def test_inside_another_module(self):
         outer = nn.ModuleDict({"inner": _model()})
-        assert "inner.0.weight.codes" in outer.state_dict() and "inner.0.weight" not in outer.state_dict()
+        assert {"inner.0.weight.codes", "inner.0.weight"} < outer.state_dict().keys()
         other = nn.ModuleDict({"inner": _model(1)})
         other.load_state_dict(outer.state_dict())
         _assert_same(_tensors(other), _tensors(outer))
@@ -124,11 +126,16 @@ class TestLoad:
         with pytest.raises(RuntimeError, match=r'Missing key.*"2\.weight"'):
             _model().load_state_dict(state)
 
-    def test_into_a_float_model_is_refused(self):
-        with pytest.raises(
-            RuntimeError, match=r"(?s)Missing key.*0\.weight.*Unexpected key.*0\.weight\.codes"
-        ):
-            dequantize_(_model()).load_state_dict(_model().state_dict())
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_into_a_float_model_is_refused(self, strict):
+        with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight: .* torch\.Size\(\[2\]\)"):
+            dequantize_(_model()).load_state_dict(_model().state_dict(), strict=strict)
+
+    def test_parts_without_a_record_are_accepted(self):
+        state = {key: value for key, value in _tensors(_model()).items() if key not in RECORDS}
+        model = _model(1)
+        model.load_state_dict(state)
+        _assert_same(_tensors(model), _tensors(_model()))
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -153,11 +160,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         r"2\.weight\.zero: on another device",
     ),
     ({"2.weight.zero": 3}, TypeError, r"2\.weight\.zero: a tensor expected, got int"),
-    ({"2.weight.zero": None}, ValueError, r"has 2\.weight\.codes, 2\.weight\.scale but not 2\.weight\.zero"),
+    ({"2.weight.zero": None}, ValueError, r"has 2\.weight, .*2\.weight\.scale but not 2\.weight\.zero"),
     ({"2.weight": torch.zeros(7, 40)}, ValueError, r"has both 2\.weight and 2\.weight\.codes"),
+]
+BAD += [
+    ({"2.weight": torch.tensor([2, 256])}, ValueError, r"2\.weight: INT8 format 1 expected, got 2"),
+    ({"2.weight": torch.tensor([1, 128])}, ValueError, r"2\.weight: saved in groups of 128, .* of 256"),
+    ({"2.weight": torch.tensor([1])}, ValueError, r"2\.weight: saved in groups of None"),
 ]
 NO_PARTS = {f"2.weight.{part}": None for part in ("codes", "scale", "zero")}
 BAD += [
+    (NO_PARTS, ValueError, r"has 2\.weight but not 2\.weight\.codes, 2\.weight\.scale, 2\.weight\.zero"),
     (
         {**NO_PARTS, "2.weight": torch.zeros(7, 41)},
         ValueError,
@@ -208,15 +221,15 @@ def test_bad_input_below_another_module(wrap):
 
 
 class TestGroupSize:
-    def test_by_shape(self):
-        with pytest.raises(
-            ValueError, match=r"0\.weight\.scale: shape \(40, 2\) expected .* of 256\), got \(40, 3\)"
-        ):
-            _model().load_state_dict(_tensors(_model(group_size=100)))
-
-    def test_by_metadata_where_the_shapes_agree(self):
+    def test_by_the_record(self):
         with pytest.raises(ValueError, match=r"0\.weight: saved in groups of 200, .* in groups of 256"):
             _model().load_state_dict(_model(group_size=200).state_dict())
+
+    def test_by_shape_where_there_is_no_record(self):
+        state = {k: v for k, v in _tensors(_model(group_size=100)).items() if k not in RECORDS}
+        message = r"0\.weight\.scale: shape \(40, 2\) expected .* of 256\), got \(40, 3\)"
+        with pytest.raises(ValueError, match=message):
+            _model().load_state_dict(state)
 
 
 class TestTransformers:

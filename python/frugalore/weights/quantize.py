@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +24,9 @@ def quantize_(
     The modules stay what they are. Each weight becomes an ``nn.Parameter`` of type
     :class:`frugalore.Int8Weight`, with the same ``requires_grad`` and ``.grad``; a weight that several
     modules share stays shared. Biases stay float. ``model.state_dict()`` then holds ``X.weight.codes``,
-    ``X.weight.scale`` and ``X.weight.zero`` instead of ``X.weight``. Build the optimizer afterwards.
+    ``X.weight.scale`` and ``X.weight.zero``, and under ``X.weight`` a record of the format
+    (:mod:`frugalore.weights.state_dict`). The config of a transformers model gets a ``quantization_config``,
+    for ``save_pretrained`` and ``from_pretrained``. Build the optimizer afterwards.
 
     Args:
         model: changed in place.
@@ -62,6 +65,7 @@ def quantize_(
         weight = new.pop(identity)
         _replace(owners[identity], _quantized(weight, group_size, dtype))
     state_dict.install_check(model)
+    _tell_transformers(model)
     return model
 
 
@@ -85,7 +89,18 @@ def dequantize_(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module
             _replace(places, _parameter(dense, weight))
     for module in model.modules():
         state_dict.remove(module)
+    _tell_transformers(model)
     return model
+
+
+def _tell_transformers(model: nn.Module) -> None:
+    """Where ``model`` is one of transformers': which layers are INT8, for its config and its loader."""
+    if hasattr(model, "config") and hasattr(model, "save_pretrained") and "transformers" in sys.modules:
+        try:
+            from frugalore.integrations.transformers import describe
+        except ImportError:  # Too old. It then refuses the saved folder, which the format record sees to.
+            return
+        describe(model)
 
 
 #: Where a parameter sits: the module, its name in the model, the parameter's name in the module.

@@ -4,6 +4,11 @@ Plain tensors, because ``torch.load(weights_only=True)`` and safetensors refuse 
 module turn its INT8 weight into the three on saving and back on loading. Loading also takes a float
 ``X.weight`` and quantises it. The format does not hold the dtype that the weight shows: the module decides.
 
+Beside the three, ``X.weight`` is the format record, int64 ``[format version, group size]``. It tells what the
+scale's shape cannot, and it stops a loader that does not know the format: a float model that expects a matrix
+under that name refuses the record's shape, where it would otherwise keep its random weights
+(``strict=False``, and ``from_pretrained`` always).
+
 All checks run before the first write: those of a whole model in a hook on its root, those of a module in its
 own hook, for when it is loaded alone.
 """
@@ -12,12 +17,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from frugalore.weights.int8_weight import FLOAT_DTYPES, PARTS, Int8Weight, check_part
 
-#: In the metadata of a state dict: the scale's shape alone does not tell all group sizes apart.
-_GROUP_SIZE = "int8_group_size"
+#: Of ``X.weight.codes|scale|zero``, the first number of the format record.
+FORMAT_VERSION = 1
 
 
 def install(module: nn.Module) -> None:
@@ -57,18 +63,18 @@ def _save(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict
     key = f"{prefix}weight"
     weight = state_dict.get(key)
     if isinstance(weight, Int8Weight):
-        del state_dict[key]
+        # On the CPU: writing or reading two numbers on a device would wait for it.
+        state_dict[key] = torch.tensor([FORMAT_VERSION, weight.group_size], device="cpu")
         state_dict.update({f"{key}.{part}": getattr(weight, part) for part in PARTS})
-        local_metadata[_GROUP_SIZE] = weight.group_size
 
 
-def _load(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict, *_: Any) -> None:
+def _load(module: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
     """Put one ``Int8Weight`` under ``X.weight``, where the module's own loading then finds it."""
     weight = _weight(module)
     if weight is None:
         return
     key = f"{prefix}weight"
-    _check(weight, state_dict, key, local_metadata)
+    _check(weight, state_dict, key)
     if f"{key}.codes" in state_dict:
         parts = (state_dict.pop(f"{key}.{part}").contiguous() for part in PARTS)
         state_dict[key] = Int8Weight(*parts, weight.group_size, weight.dtype)
@@ -77,44 +83,59 @@ def _load(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict
 
 
 def _check_all(module: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
-    metadata = getattr(state_dict, "_metadata", None) or {}
     for name, child in module.named_modules(remove_duplicate=False):
         weight = _weight(child)
         if weight is not None:
-            path = f"{prefix}{name}"
-            _check(
-                weight, state_dict, f"{path}.weight" if name else f"{prefix}weight", metadata.get(path, {})
-            )
+            _check(weight, state_dict, f"{prefix}{name}.weight" if name else f"{prefix}weight")
 
 
-def _check(weight: Int8Weight, state_dict: dict, key: str, metadata: dict) -> None:
+def _check(weight: Int8Weight, state_dict: dict, key: str) -> None:
     """Raise, naming the key, unless ``state_dict`` has a sound value for ``key`` or none at all."""
     names = [f"{key}.{part}" for part in PARTS]
     present = [name for name in names if name in state_dict]
-    if present and key in state_dict:
+    if is_record(state_dict.get(key)):
+        check_record(state_dict[key], key, weight.group_size)
+        present.insert(0, key)
+        names.insert(0, key)
+    elif present and key in state_dict:
         raise ValueError(f"{key}: the state dict has both {key} and {present[0]}")
     if present and len(present) < len(names):
         missing = ", ".join(name for name in names if name not in state_dict)
         raise ValueError(f"{key}: the state dict has {', '.join(present)} but not {missing}")
     if present:
-        saved = metadata.get(_GROUP_SIZE, weight.group_size)
-        if saved != weight.group_size:
-            raise ValueError(
-                f"{key}: saved in groups of {saved}, the module's weight is in groups of {weight.group_size}"
-            )
-        for part, name in zip(PARTS, names, strict=True):
+        for part in PARTS:
+            name = f"{key}.{part}"
             check_part(part, state_dict[name], name, weight.shape, weight.group_size)
-            if state_dict[name].device != state_dict[names[0]].device:
-                raise ValueError(f"{name}: on another device than {names[0]}")
-        scale = state_dict[f"{key}.scale"]
-        if not scale.is_meta and not bool((scale.isfinite() & (scale > 0)).all()):
-            raise ValueError(f"{key}.scale: positive finite numbers expected, got {_first_bad(scale)}")
+            if state_dict[name].device != state_dict[f"{key}.codes"].device:
+                raise ValueError(f"{name}: on another device than {key}.codes")
+        check_scale(state_dict[f"{key}.scale"], f"{key}.scale")
     elif key in state_dict:
         _check_float(state_dict[key], key, weight)
 
 
-def _first_bad(scale: Tensor) -> float:
-    return scale[~(scale.isfinite() & (scale > 0))][0].item()
+def is_record(value: Any) -> bool:
+    """Whether ``value`` is a format record, of any version, rather than a weight."""
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 1
+
+
+def check_record(record: Tensor, key: str, group_size: int) -> None:
+    """Raise ValueError unless the format record under ``key`` is of this version and of this group size."""
+    version, saved, *_ = [*record.tolist(), None, None]
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{key}: INT8 format {FORMAT_VERSION} expected, got {version}; is frugalore too old?"
+        )
+    if saved != group_size:
+        raise ValueError(
+            f"{key}: saved in groups of {saved}, the module's weight is in groups of {group_size}"
+        )
+
+
+def check_scale(scale: Tensor, name: str) -> None:
+    """Raise ValueError unless every element is a positive finite number; waits for the device."""
+    good = scale.isfinite() & (scale > 0)
+    if not scale.is_meta and not bool(good.all()):
+        raise ValueError(f"{name}: positive finite numbers expected, got {scale[~good][0].item()}")
 
 
 def _check_float(value: Any, key: str, weight: Int8Weight) -> None:

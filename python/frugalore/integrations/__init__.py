@@ -1,0 +1,1 @@
+"""Bridges to other libraries. Each module imports its library; frugalore alone imports none of them."""
