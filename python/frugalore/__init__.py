@@ -7,7 +7,7 @@ optimizers and model preparation at the top level.
 from frugalore import ops
 from frugalore._build import build_info
 from frugalore.optim import FusedQGaLore, param_groups
-from frugalore.weights import Int8Weight, dequantize_, quantize_
+from frugalore.weights import Int8Weight, dequantize_, quantize_, save_dequantized
 
 __all__ = [
     "FusedQGaLore",
@@ -17,5 +17,6 @@ __all__ = [
     "ops",
     "param_groups",
     "quantize_",
+    "save_dequantized",
 ]
 __version__ = build_info()["version"]
