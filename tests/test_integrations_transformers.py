@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import frugalore
 from frugalore import FusedQGaLore, Int8Weight, dequantize_, param_groups, quantize_
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -108,6 +109,12 @@ class TestRoundTrip:
         )
         model(IDS)
 
+    def test_conversions_after_loading(self, folder):
+        for model in (_load(folder), quantize_(_float_model())):
+            weight = model.half().model.layers[0].mlp.up_proj.weight
+            assert isinstance(weight, Int8Weight) and weight.dtype == model.dtype == torch.float16
+            assert model.to(torch.bfloat16).float().dtype == torch.float32
+
     def test_a_bfloat16_model(self, tmp_path):
         model = quantize_(_float_model().bfloat16())
         model.save_pretrained(tmp_path)
@@ -145,6 +152,17 @@ class TestRoundTrip:
         base.save_pretrained(tmp_path / "base")
         loaded = _load(tmp_path / "base")  # lm_head is new, as with floats.
         _assert_same(loaded.model, base)
+
+    @pytest.mark.parametrize("kind", ["Mixtral", "Phi3"])
+    def test_models_whose_names_change_on_the_way(self, tmp_path, kind):
+        model = quantize_(_float_model(kind, pad_token_id=0))
+        model.save_pretrained(tmp_path)
+        _assert_same(_load(tmp_path), model)
+
+    def test_config_and_state_dict_in_memory(self):
+        model = quantize_(_float_model())
+        loaded = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
+        _assert_same(loaded, model)
 
     def test_state_dict_beside_the_loader(self, folder):
         model = quantize_(_float_model(seed=1))
@@ -232,6 +250,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match=rf"lacks model\.layers\.1\.mlp\.up_proj\.weight\.{part}"):
             _load(folder)
 
+    def test_mismatched_sizes_are_never_ignored(self, folder):
+        self._edit(folder, **{".codes": torch.zeros(3, 3, dtype=torch.uint8)})
+        with pytest.raises(ValueError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight\.codes"):
+            _load(folder, ignore_mismatched_sizes=True)
+
+    def test_a_float_folder_whose_config_says_int8(self, tmp_path):
+        model = _float_model()
+        twin = type(model)(model.config)
+        quantize_(model)
+        twin.save_pretrained(tmp_path)
+        with pytest.raises(
+            ValueError, match=r"holds a float weight, but quantization_config in config\.json"
+        ):
+            _load(tmp_path)
+
+    def test_double(self, folder):
+        with pytest.raises(TypeError, match=r"float32, bfloat16 or float16 expected, got torch\.float64"):
+            _load(folder, dtype=torch.float64)
+
     def test_a_shard_is_missing(self, tmp_path):
         quantize_(_float_model()).save_pretrained(tmp_path, max_shard_size="30KB")
         sorted(tmp_path.glob("*.safetensors"))[1].unlink()
@@ -268,6 +305,26 @@ class TestRefusals:
             _load(folder)
 
 
+def test_readme(tmp_path, monkeypatch):
+    """The snippet of the README's section on saving, as it stands there."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    section = readme.split("## Saving and loading")[1].split("\n## ")[0]
+    snippet = section.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "frugalore": frugalore,
+        "torch": torch,
+        "model": quantize_(_float_model()),
+        "AutoModelForCausalLM": transformers.AutoModelForCausalLM,
+    }
+    before = copy.deepcopy(names["model"])
+    exec(snippet, names)
+    _assert_same(names["model"], before)
+    floats = _load(tmp_path / "run" / "float")
+    assert floats.dtype == torch.bfloat16 and not int8_modules(floats)
+    _assert_same(floats, dequantize_(before, torch.bfloat16).bfloat16())
+
+
 class TestTraining:
     def _steps(self, model, optimizer, count: int) -> None:
         for _ in range(count):
@@ -292,3 +349,35 @@ class TestTraining:
         other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
         self._steps(loaded, other, 4)
         _assert_same(loaded, model)
+
+    def _trainer(self, model, folder):
+        pytest.importorskip("accelerate")
+        optimizer = self._optimizer(model)
+        return transformers.Trainer(
+            model,
+            transformers.TrainingArguments(
+                str(folder),
+                max_steps=6,
+                save_steps=3,
+                per_device_train_batch_size=1,
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=[{"input_ids": IDS[i % 2], "labels": IDS[i % 2]} for i in range(8)],
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
+        )
+
+    def test_trainer_saves_and_resumes_to_the_bit(self, folder, tmp_path):
+        model, other = _load(folder), _load(folder)
+        self._trainer(model, tmp_path).train()
+        checkpoint = str(tmp_path / "checkpoint-3")
+        self._trainer(other, tmp_path / "resumed").train(resume_from_checkpoint=checkpoint)
+        _assert_same(other, model)
+        _assert_same(_load(tmp_path / "checkpoint-6"), model)
+
+    def test_trainer_does_not_resume_a_float_model_from_int8(self, folder, tmp_path):
+        self._trainer(_load(folder), tmp_path).train()
+        floats = self._trainer(_float_model(), tmp_path / "floats")
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            floats.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -20,6 +20,7 @@ transformers >= 5 is needed; its loader is given the three parts of a weight as 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -79,6 +80,10 @@ class FrugaloreInt8Config(QuantizationConfigMixin):
         )
         self.modules = dict(modules or {})
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dictionary's: transformers calls it where ``from_pretrained`` is given a config."""
+        return getattr(self, key, default)
+
 
 @register_quantizer(QUANT_METHOD)
 class FrugaloreInt8Quantizer(HfQuantizer):
@@ -125,6 +130,7 @@ class FrugaloreInt8Quantizer(HfQuantizer):
         else:
             config = self.quantization_config
             quantize_(model, config.target_modules, config.group_size)
+        describe(model)
         return model
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -147,11 +153,13 @@ def describe(model: nn.Module) -> None:
     if not isinstance(config, FrugaloreInt8Config | None):
         return
     if modules:
-        config = config or FrugaloreInt8Config(group_size=next(iter(modules.values())))
+        config = copy.copy(config or FrugaloreInt8Config(group_size=next(iter(modules.values()))))
         config.modules = modules
         quantizer = quantizer or FrugaloreInt8Quantizer(config, pre_quantized=True)
         quantizer.quantization_config = model.config.quantization_config = config
-        model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, QUANT_METHOD
+        model.hf_quantizer, model.quantization_method = quantizer, QUANT_METHOD
+        # True would forbid half() and float(), which INT8 weights follow like any other.
+        model.is_quantized = False
     elif quantizer is not None or config is not None:
         HfQuantizer.remove_quantization_config(quantizer, model)
 
@@ -200,6 +208,12 @@ def _check_files(files: list[str], modules: dict[str, int]) -> None:
             continue
         with safe_open(file, framework="pt") as tensors:
             for key in set(tensors.keys()) & {f"{name}.weight" for name in modules}:
+                if len(tensors.get_slice(key).get_shape()) != 1:
+                    raise ValueError(
+                        f"{key}: {file} holds a float weight, but quantization_config in config.json says "
+                        "INT8; delete that entry to load floats (a model that shares its config object with "
+                        "one that was quantised saves such a folder)"
+                    )
                 check_record(tensors.get_tensor(key), key, modules[key.removesuffix(".weight")])
 
 
