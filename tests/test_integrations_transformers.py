@@ -74,7 +74,8 @@ class TestRoundTrip:
     def test_same_codes_and_same_outputs(self, tmp_path, kind, tied):
         model = quantize_(_float_model(kind, tie_word_embeddings=tied), group_size=48)
         model.save_pretrained(tmp_path)
-        loaded = _load(tmp_path)
+        loaded, info = _load(tmp_path, output_loading_info=True)
+        assert not any(info.values())
         _assert_same(loaded, model)
         assert int8_modules(loaded) == int8_modules(model) and len(int8_modules(model)) == 14
         assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
@@ -147,8 +148,9 @@ class TestRoundTrip:
         quantize_(model.model)
         model.save_pretrained(tmp_path / "whole")
         _assert_same(_load(tmp_path / "whole"), model)
-        base = transformers.AutoModel.from_pretrained(tmp_path / "whole")
+        base, info = transformers.AutoModel.from_pretrained(tmp_path / "whole", output_loading_info=True)
         _assert_same(base, model.model)
+        assert not info["missing_keys"] and info["unexpected_keys"] == {"lm_head.weight"}
         base.save_pretrained(tmp_path / "base")
         loaded = _load(tmp_path / "base")  # lm_head is new, as with floats.
         _assert_same(loaded.model, base)
@@ -273,6 +275,16 @@ class TestRefusals:
         quantize_(_float_model()).save_pretrained(tmp_path, max_shard_size="30KB")
         sorted(tmp_path.glob("*.safetensors"))[1].unlink()
         with pytest.raises(OSError):
+            _load(tmp_path)
+
+    def test_wrong_group_size_of_a_base_model(self, tmp_path):
+        model = _float_model()
+        quantize_(model.model)
+        model.save_pretrained(tmp_path)
+        config = _config(tmp_path)
+        config["quantization_config"]["modules"]["layers.1.mlp.up_proj"] = 200
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"1\.mlp\.up_proj\.weight: saved in groups of 256, .* 200"):
             _load(tmp_path)
 
     def test_wrong_group_size(self, folder):

@@ -115,14 +115,19 @@ class FrugaloreInt8Quantizer(HfQuantizer):
             return
         modules = self.quantization_config.modules
         linears = {name: _linear(model, name) for name in modules}
-        _check_files(checkpoint_files or [], modules)
+        records = {
+            f"{spelling}.weight": group_size
+            for name, group_size in modules.items()
+            for spelling in _spellings(model, name)
+        }
+        _check_files(checkpoint_files or [], records)
         parts: dict[int, _Parts] = {}
         for name, linear in linears.items():
             weight = linear._parameters.pop("weight", None)
             if weight is not None:  # A layer registered under two names comes twice.
                 linear.weight = parts.setdefault(id(weight), _Parts(weight, modules[name]))
-        # X.weight in the file is the format record, which _check_files has read.
-        model._keys_to_ignore_on_load_unexpected |= {rf"{re.escape(name)}\.weight$" for name in modules}
+        # Checked above; transformers has no place for them.
+        model._keys_to_ignore_on_load_unexpected |= {rf"^{re.escape(key)}$" for key in records}
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
@@ -188,12 +193,16 @@ class _Parts(nn.Module):
         self.register_buffer("zero", torch.empty(groups, dtype=torch.uint8, device=weight.device))
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    """The layer that ``config.json`` calls ``name``, from the base model on or from the one with a head."""
+def _spellings(model: nn.Module, name: str) -> tuple[str, ...]:
+    """What a module may be called here: a folder may hold the base model, and ``model`` have a head, or not."""
     prefix = f"{model.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
+    return name, name.removeprefix(prefix), prefix + name
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    for spelling in _spellings(model, name):
         try:
-            module = model.get_submodule(candidate)
+            module = model.get_submodule(spelling)
         except AttributeError:
             continue
         if isinstance(module, nn.Linear):
@@ -201,20 +210,20 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     raise ValueError(f"quantization_config.modules: {name} is no nn.Linear of {type(model).__name__}")
 
 
-def _check_files(files: list[str], modules: dict[str, int]) -> None:
-    """Raise unless the format records in the safetensors ``files`` agree with ``config.json``."""
+def _check_files(files: list[str], group_sizes: dict[str, int]) -> None:
+    """Raise unless each of the safetensors ``files`` has format records where ``group_sizes`` has a key."""
     for file in files:
         if not str(file).endswith(".safetensors"):
             continue
         with safe_open(file, framework="pt") as tensors:
-            for key in set(tensors.keys()) & {f"{name}.weight" for name in modules}:
+            for key in group_sizes.keys() & set(tensors.keys()):
                 if len(tensors.get_slice(key).get_shape()) != 1:
                     raise ValueError(
                         f"{key}: {file} holds a float weight, but quantization_config in config.json says "
                         "INT8; delete that entry to load floats (a model that shares its config object with "
                         "one that was quantised saves such a folder)"
                     )
-                check_record(tensors.get_tensor(key), key, modules[key.removesuffix(".weight")])
+                check_record(tensors.get_tensor(key), key, group_sizes[key])
 
 
 def _parts_to_weights(model: nn.Module) -> None:
