@@ -51,7 +51,7 @@ def test_custom_loop_trains_and_continues_from_its_checkpoint(tmp_path):
     assert run(12, "cut.pt") == straight
 
 
-def test_the_readmes_python_runs_as_pasted():
+def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=128,
@@ -65,7 +65,9 @@ def test_the_readmes_python_runs_as_pasted():
         "batches": [{"input_ids": tokens, "labels": tokens}] * 2,
     }
     blocks = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1:]
-    training, fused_ops = (block.partition("```")[0] for block in blocks)
+    training, saving, fused_ops = (block.partition("```")[0] for block in blocks)
     exec(training, given)
     assert given["optimizer"].statistics()["model.embed_tokens.weight"] == {"applied": 2, "skipped": 0}
+    monkeypatch.chdir(tmp_path)
+    exec(saving, given)
     exec(fused_ops, {})

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import frugalore
 from frugalore import FusedQGaLore, Int8Weight, dequantize_, param_groups, quantize_
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -323,12 +322,7 @@ def test_readme(tmp_path, monkeypatch):
     section = readme.split("## Saving and loading")[1].split("\n## ")[0]
     snippet = section.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    names = {
-        "frugalore": frugalore,
-        "torch": torch,
-        "model": quantize_(_float_model()),
-        "AutoModelForCausalLM": transformers.AutoModelForCausalLM,
-    }
+    names = {"model": quantize_(_float_model())}
     before = copy.deepcopy(names["model"])
     exec(snippet, names)
     _assert_same(names["model"], before)

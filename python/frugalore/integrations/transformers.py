@@ -194,7 +194,7 @@ class _Parts(nn.Module):
 
 
 def _spellings(model: nn.Module, name: str) -> tuple[str, ...]:
-    """What a module may be called here: a folder may hold the base model, and ``model`` have a head, or not."""
+    """What a module may be called: the folder may hold the base model and ``model`` have a head, or not."""
     prefix = f"{model.base_model_prefix}."
     return name, name.removeprefix(prefix), prefix + name
 
