@@ -6,7 +6,7 @@ optimizers and model preparation at the top level.
 
 from frugalore import ops
 from frugalore._build import build_info
-from frugalore.optim import FusedQGaLore, param_groups
+from frugalore.optim import FusedQGaLore, param_groups, per_layer_updates
 from frugalore.weights import Int8Weight, dequantize_, quantize_, save_dequantized
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "dequantize_",
     "ops",
     "param_groups",
+    "per_layer_updates",
     "quantize_",
     "save_dequantized",
 ]

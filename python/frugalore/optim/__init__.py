@@ -2,6 +2,7 @@
 
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.optim.param_groups import param_groups
+from frugalore.optim.per_layer import PerLayerUpdates, per_layer_updates
 from frugalore.optim.qgalore import FusedQGaLore
 
-__all__ = ["FusedQGaLore", "SubspaceOptimizer", "param_groups"]
+__all__ = ["FusedQGaLore", "PerLayerUpdates", "SubspaceOptimizer", "param_groups", "per_layer_updates"]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from frugalore.optim import checks
+
 if TYPE_CHECKING:
     from frugalore.optim.engine import SubspaceOptimizer
 
@@ -43,6 +45,8 @@ def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
         for p, key in zip(group["params"], saved["params"], strict=True):
             if key in state_dict["state"]:
                 _check_state(optimizer, p, state_dict["state"][key], saved)
+    if state_dict.get("per_layer"):
+        _check_per_layer(optimizer, state_dict["per_layer"], saved_groups)
 
 
 def _is_well_formed(states: Any, groups: Any) -> bool:
@@ -102,6 +106,53 @@ def _check_state(
             raise ValueError(f"{name}: {key} as {kind.__name__} expected, got {state.get(key)!r}")
     if state.get("gap", 1) < 1:
         raise ValueError(f"{name}: gap as a positive integer expected, got {state['gap']}")
+
+
+def _check_per_layer(
+    optimizer: SubspaceOptimizer, state: dict[str, Any], saved_groups: list[dict[str, Any]]
+) -> None:
+    """The part of :mod:`frugalore.optim.per_layer`."""
+    keys = {"accumulation_steps": int, "gradients": dict, "accumulated": dict}
+    for key, kind in keys.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+            raise ValueError(f"per_layer: {key} as {kind.__name__} expected in the state")
+    steps, counts, accumulated = (state[key] for key in keys)
+    if optimizer._per_layer is not None:
+        check_rounds_agree(steps, bool(counts), optimizer._per_layer.accumulation_steps)
+    params = [
+        (p, saved)
+        for group, saved in zip(optimizer.param_groups, saved_groups, strict=True)
+        for p in group["params"]
+    ]
+    for index, count in counts.items():
+        if index not in range(len(params)) or count not in range(1, steps + 1):
+            raise ValueError(f"per_layer: {count} gradients of parameter {index} in a round of {steps}")
+    if not accumulated.keys() <= counts.keys():
+        raise ValueError("per_layer: accumulated gradients of parameters that got none")
+    for index, value in accumulated.items():
+        p, saved = params[index]
+        in_subspace = "rank" in saved
+        shape = optimizer._subspace.low_rank_shape(p.shape, saved) if in_subspace else p.shape
+        dtypes = (torch.float32,) if in_subspace else checks.FLOATS
+        if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in dtypes:
+            got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            name = optimizer._names[p]
+            raise ValueError(f"{name}: accumulated gradient {tuple(shape)} {dtypes} expected, got {got}")
+    for key in ("square_sum", "last_norm"):
+        value = state.get(key)
+        if value is not None and (
+            not isinstance(value, Tensor) or value.dim() or value.dtype != torch.float64
+        ):
+            raise ValueError(f"per_layer: {key} as a float64 scalar expected, got {value!r}")
+
+
+def check_rounds_agree(saved: int, is_open: bool, accumulation_steps: int) -> None:
+    """ValueError if a state from the middle of a round would have to continue in rounds of another length."""
+    if is_open and saved != accumulation_steps:
+        raise ValueError(
+            f"accumulation_steps: {saved} expected, as in the state, which is from the middle of a round; "
+            f"got {accumulation_steps}"
+        )
 
 
 def placed(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from frugalore.weights.int8_weight import Int8Weight
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_lr(lr: float | Tensor) -> None:
@@ -41,7 +43,7 @@ def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
     """TypeError or ValueError, naming the parameter, unless a group like ``group`` can train it."""
     if type(p) not in (torch.nn.Parameter, Tensor, Int8Weight):
         raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
-    if p.dtype not in _FLOATS:
+    if p.dtype not in FLOATS:
         raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
     if not p.is_contiguous():
         raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
@@ -55,5 +57,26 @@ def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
 def check_gradient(name: str, grad: Tensor) -> None:
     if grad.layout != torch.strided:
         raise TypeError(f"{name}: a dense gradient expected, got layout {grad.layout}")
-    if grad.dtype not in _FLOATS:
+    if grad.dtype not in FLOATS:
         raise TypeError(f"{name}: a gradient in float32, bfloat16 or float16 expected, got {grad.dtype}")
+
+
+def warn(message: str) -> None:
+    """A warning that points at the line of the caller's own code."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("frugalore", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def warn_of_small_matrices(names: list[str], group: dict[str, Any]) -> None:
+    """Name the matrices whose short side is below the group's rank."""
+    rank = group["rank"]
+    small = [(name, p) for name, p in zip(names, group["params"], strict=True) if rank > min(p.shape)]
+    if not small:
+        return
+    name, p = small[0]
+    more = f"; likewise {len(small) - 1} more" if len(small) > 1 else ""
+    warn(
+        f"{name}: rank {rank} is larger than the short side of {tuple(p.shape)}; {min(p.shape)} is used{more}"
+    )

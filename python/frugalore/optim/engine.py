@@ -13,10 +13,8 @@ skip a non-finite gradient are read and made there.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,28 +26,11 @@ from frugalore.subspace import RefreshSchedule, SvdSubspace
 from frugalore.weights.int8_weight import Int8Weight
 from frugalore.weights.write import descend_
 
+if TYPE_CHECKING:
+    from frugalore.optim.per_layer import PerLayerUpdates
+
 #: What a group may hold besides options.
 _NO_OPTIONS = {"params", "param_names", "name", "initial_lr"}
-
-
-def _warn(message: str) -> None:
-    """A warning that points at the line of the caller's own code."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("frugalore", "torch"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
-
-
-def _warn_of_small_matrices(names: list[str], group: dict[str, Any]) -> None:
-    rank = group["rank"]
-    small = [(name, p) for name, p in zip(names, group["params"], strict=True) if rank > min(p.shape)]
-    if not small:
-        return
-    name, p = small[0]
-    more = f"; likewise {len(small) - 1} more" if len(small) > 1 else ""
-    _warn(
-        f"{name}: rank {rank} is larger than the short side of {tuple(p.shape)}; {min(p.shape)} is used{more}"
-    )
 
 
 class SubspaceOptimizer(torch.optim.Optimizer):
@@ -98,6 +79,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._layouts: dict[Tensor, dict[str, Any]] = {}
         self._lr_tensors: dict[tuple[int, torch.device], Tensor] = {}
         self._lr_values: dict[tuple[int, torch.device], float] = {}
+        self._per_layer: PerLayerUpdates | None = None
+        self._per_layer_waiting: dict[str, Any] | None = None  # loaded; for per_layer_updates() to take over
         defaults = defaults | {"seed": int(seed), "format": checkpoint.FORMAT}
         self._option_names = frozenset(defaults)  # torch adds to its own copy later
         super().__init__(params, defaults)
@@ -112,7 +95,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         unknown = sorted(group.keys() - self.option_names(group) - _NO_OPTIONS)
         if unknown:
             kind = "with" if "rank" in group else "without"
-            _warn(f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored")
+            checks.warn(f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored")
         self._check_options(self.defaults | group)
         super().add_param_group(group)
         group = self.param_groups[-1]
@@ -128,12 +111,14 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         if "rank" in group:
-            _warn_of_small_matrices(names, group)
+            checks.warn_of_small_matrices(names, group)
         taken = set(self._names.values())
         for name, p in zip(names, group["params"], strict=True):
             self._names[p] = f"{name} (group {len(self.param_groups) - 1})" if name in taken else name
             self._tensor_ids[p] = len(self._tensor_ids)
         self._remember_layouts([group])
+        if self._per_layer is not None:
+            self._per_layer._hook_parameters()
 
     def _layout(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options that the state was made for."""
@@ -161,7 +146,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
         A non-finite gradient never reaches weights or state: a matrix in the subspace skips the whole update,
         a whole parameter the elements concerned. :meth:`statistics` counts them.
+
+        With :func:`frugalore.per_layer_updates` it closes the round instead.
         """
+        if self._per_layer is not None:
+            return self._per_layer.close_round(closure)
+        self._leave_per_layer_state()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -172,28 +162,51 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if "rank" in group or isinstance(p, Int8Weight):
-                    self._update_matrix(p, p.grad, group, self._lr(index, p.device))
+                if "rank" in group:
+                    self._write_matrix(p, self._inside_of(p, p.grad, group), group, self._lr(index, p.device))
+                elif isinstance(p, Int8Weight):
+                    self._write_matrix(p, p.grad.clone(), group, self._lr(index, p.device))
                 else:
                     whole.append(p)
             for device in {p.device for p in whole}:
-                self._update_whole([p for p in whole if p.device == device], group, self._lr(index, device))
+                params = [p for p in whole if p.device == device]
+                grads = [p.grad.contiguous() for p in params]
+                self._move_whole(params, grads, group, self._lr(index, device))
         return loss
+
+    def _leave_per_layer_state(self) -> None:
+        if self._per_layer_waiting is not None and self._per_layer_waiting["gradients"]:
+            raise RuntimeError(
+                "the loaded state is from the middle of a round of per-layer updates: call "
+                "frugalore.per_layer_updates(optimizer, accumulation_steps="
+                f"{self._per_layer_waiting['accumulation_steps']}) to continue it, or load the state without "
+                "its key 'per_layer'"
+            )
+        self._per_layer_waiting = None
 
     def _check_step(self) -> None:
         """Everything that could raise, before the first parameter moves."""
         for index, group in enumerate(self.param_groups):
-            try:
-                self._check_options(group)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"param group {index}: {error}") from None
-            layout = self._layout(group)
+            self._check_group(index, group["params"])
             for p in group["params"]:
-                if self._layouts[p] != layout:
-                    self._raise_changed(p, layout)
                 if p.grad is not None:
-                    checks.check_parameter(self._names[p], p, group)
-                    checks.check_gradient(self._names[p], p.grad)
+                    self._check_gradient(p, p.grad, group)
+
+    def _check_group(self, index: int, params: list[Tensor]) -> None:
+        """The options of a group, as they are at this moment, for these of its parameters."""
+        group = self.param_groups[index]
+        try:
+            self._check_options(group)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"param group {index}: {error}") from None
+        layout = self._layout(group)
+        for p in params:
+            if self._layouts[p] != layout:
+                self._raise_changed(p, layout)
+
+    def _check_gradient(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        checks.check_parameter(self._names[p], p, group)
+        checks.check_gradient(self._names[p], grad)
 
     def _raise_changed(self, p: Tensor, layout: dict[str, Any]) -> None:
         known = self._layouts[p]
@@ -203,17 +216,26 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             f"change, got {layout.get(option)!r}"
         )
 
-    def _update_matrix(self, p: Tensor, grad: Tensor, group: dict[str, Any], lr: Tensor) -> None:
-        state = self._state_of(p, group)
+    def _inside_of(self, p: Tensor, grad: Tensor, group: dict[str, Any], *, first: bool = True) -> Tensor:
+        """What of a gradient the rule gets: R in a group with ``rank``, the gradient itself elsewhere.
+
+        Args:
+            first: whether the gradient opens a call of the parameter. If not, the basis stays, unless its
+                refresh failed so far: what was projected in this call is zero or not finite then.
+        """
         grad = grad.contiguous()
+        if "rank" not in group:
+            return grad
+        state = self._state_of(p, group)
+        if self._schedule.due(state, group) if first else self._schedule.failed(state):
+            self._schedule.refreshed(state, group, self._subspace.refresh(grad, state, group))
+        state["calls"] += first
+        return self._subspace.project(grad, state, group)
+
+    def _write_matrix(self, p: Tensor, inside: Tensor, group: dict[str, Any], lr: Tensor) -> None:
+        """Move a matrix; ``inside`` is overwritten."""
+        state = self._state_of(p, group)
         in_subspace = "rank" in group
-        if in_subspace:
-            if self._schedule.due(state, group):
-                self._schedule.refreshed(state, group, self._subspace.refresh(grad, state, group))
-            state["calls"] += 1
-            inside = self._subspace.project(grad, state, group)
-        else:
-            inside = grad.clone()
         step = ops.Step(
             lr=lr,
             progress=state["progress"],
@@ -228,9 +250,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         basis = self._subspace.basis(state) if in_subspace else None
         descend_(p, direction, step, basis=basis, basis_group_size=group.get("quant_group_size", 256))
 
-    def _update_whole(self, params: list[Tensor], group: dict[str, Any], lr: Tensor) -> None:
+    def _move_whole(
+        self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], lr: Tensor
+    ) -> None:
         states = [self._state_of(p, group) for p in params]
-        grads = [p.grad.contiguous() for p in params]
         self._inside.step_([p.detach() for p in params], grads, states, group, lr)
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -263,17 +286,31 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """What ``copy`` and ``pickle`` take along; torch's own leaves out whatever a subclass adds."""
         self._schedule.settle_all()
         own = {name: value for name, value in self.__dict__.items() if name in self._COPIED}
-        return super().__getstate__() | own | {"_lr_tensors": {}, "_lr_values": {}}
+        # Hooks stay with the parameters they are on; per_layer_updates() on the copy takes the state over.
+        fresh = {"_lr_tensors": {}, "_lr_values": {}, "_per_layer": None}
+        return super().__getstate__() | own | fresh | {"_per_layer_waiting": self._per_layer_state()}
+
+    def _per_layer_state(self) -> dict[str, Any] | None:
+        return self._per_layer_waiting if self._per_layer is None else self._per_layer.state_dict()
+
+    def _all_parameters(self) -> list[Tensor]:
+        """In the order of their positions in ``state_dict()``."""
+        return [p for group in self.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch: plain tensors, numbers and lists, no object of ours."""
+        """As in torch: plain tensors, numbers and lists, no object of ours.
+
+        The key ``per_layer`` holds the state of :func:`frugalore.per_layer_updates`, where there is one.
+        """
         self._schedule.settle_all()
-        return super().state_dict()
+        per_layer = self._per_layer_state()
+        return super().state_dict() | ({} if per_layer is None else {"per_layer": per_layer})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of the same optimizer, to the bit on the same machine.
 
-        State tensors keep their saved dtype (torch would cast them to the parameter's).
+        State tensors keep their saved dtype (torch would cast them to the parameter's). Per-layer updates may
+        be installed before or after; a state without them begins a round.
 
         Raises:
             ValueError: a state of another optimizer, another format, or other shapes, named; nothing is
@@ -281,11 +318,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """
         checkpoint.check_keys(state_dict)
         placed: dict[Tensor, dict[str, Any]] = {}
+        per_layer: dict[str, Any] = {}
 
         # After the hooks that may change the state, and before those that may read what was loaded.
         def check(_: Any, changed: dict[str, Any]) -> dict[str, Any]:
             checkpoint.check(self, changed)
             placed.update(checkpoint.placed(self, changed))
+            per_layer.update(changed.get("per_layer") or {})
             return {**changed, "state": {}}
 
         def install(_: Any) -> None:
@@ -294,6 +333,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self._remember_layouts(self.param_groups)
             self.state.clear()
             self.state.update(placed)
+            self._per_layer_waiting = per_layer or None
+            if self._per_layer is not None:
+                self._per_layer._install(self._per_layer_waiting)
+                self._per_layer_waiting = None
 
         hooks = (
             self.register_load_state_dict_pre_hook(check),

@@ -88,6 +88,11 @@ class RefreshSchedule:
             return True
         return state["calls"] % state["gap"] == 0
 
+    def failed(self, state: dict[str, Any]) -> bool:
+        """Whether the last refresh met a gradient that gives no basis."""
+        self._settle(state)
+        return state["refresh_again"]
+
     def refreshed(self, state: dict[str, Any], group: dict[str, Any], similarity: Tensor) -> None:
         """Record a refresh. ``similarity``: a scalar on the device, NaN if the gradient gave no basis."""
         self._settle(state)
