@@ -1,0 +1,122 @@
+"""Memory: the workspace of one ``step()``, and the resident set of a training run, beside others'.
+
+    git clone https://github.com/VITA-Group/Q-GaLore
+    python bench/step_memory.py --qgalore Q-GaLore --run-steps 300 --out bench/results/cpu
+
+Workspace is the most that a step has allocated at one time beyond what was there before it, in bytes and in
+copies of the layer in bfloat16, counted from torch's own allocations. The layer trains from a bfloat16
+gradient. The first step, which also makes the state, is not counted.
+
+The runs are the demo's (LLaMA of 3.3 M parameters), each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import frugalore
+import official
+from frugalore.pretrain import metrics
+from frugalore.pretrain.checkpoint import write_text
+
+NEVER = 10**9
+LAYERS = {"full": [(4096, 4096, 128), (4096, 4096, 1024), (11008, 4096, 1024)], "small": [(512, 256, 32)]}
+
+
+def workspace(step: Callable[[], object]) -> int:
+    """The peak of what the step's allocations add up to, in bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def ours(m: int, n: int, rank: int, gap: int) -> Callable[[], object]:
+    model = nn.Sequential(nn.Linear(n, m, bias=False, dtype=torch.bfloat16))
+    frugalore.quantize_(model, "all-linear")
+    groups = frugalore.param_groups(model, "all-linear", rank=rank, update_proj_gap=gap, cos_threshold=None)
+    optimizer = frugalore.FusedQGaLore(groups, lr=1e-3, seed=0)
+    model[0].weight.grad = (torch.randn(m, n) * 0.01).bfloat16()
+    optimizer.step()
+    return optimizer.step
+
+
+def published(m: int, n: int, rank: int, code: official.QGaLore) -> Callable[[], object]:
+    weight = code.int8_weight(torch.randn(m, n) * 0.02)
+    optimizer = code.adamw8bit(official.qgalore_groups([weight], [], rank, NEVER, 0.25), 1e-3)
+    grad = (torch.randn(m, n) * 0.01).bfloat16()
+
+    def step() -> None:
+        weight.float_grad = grad
+        optimizer.step()
+
+    with official.basis_from_qr(code):
+        step()
+    return step
+
+
+def workspace_table(arguments: argparse.Namespace) -> list[str]:
+    lines = [
+        "| layer | rank | step | workspace, MiB | bf16 copies of the layer |",
+        "|---|--:|---|--:|--:|",
+    ]
+    code = official.QGaLore(arguments.qgalore) if arguments.qgalore else None
+    for m, n, rank in LAYERS[arguments.sizes]:
+        steps = {
+            "**FusedQGaLore**": ours(m, n, rank, NEVER),
+            "**FusedQGaLore**, with a refresh": ours(m, n, rank, 1),
+        }
+        if code:
+            steps["official Q-GaLore"] = published(m, n, rank, code)
+        for name, step in steps.items():
+            peak = workspace(step)
+            lines.append(f"| {m} x {n} | {rank} | {name} | {peak / 2**20:.1f} | {peak / (2 * m * n):.2f} |")
+    return lines
+
+
+def run_table(steps: int) -> list[str]:
+    lines = [
+        f"| demo, {steps} steps | resident at the end, MiB | peak resident, MiB |",
+        "|---|--:|--:|",
+    ]
+    for optimizer in ("adamw", "qgalore"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "frugalore", "pretrain", "--config", "demo"]
+            command += ["--optimizer", optimizer, "--steps", str(steps), "--out", f"{folder}/run"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            last = metrics.read(Path(folder) / "run")[-1]
+        lines.append(f"| {optimizer} | {last['memory'] / 2**20:.0f} | {last['peak_memory'] / 2**20:.0f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--qgalore", type=Path, help="a clone of VITA-Group/Q-GaLore")
+    parser.add_argument("--run-steps", type=int, default=0, help="of the demo; 0: no runs")
+    parser.add_argument("--sizes", choices=tuple(LAYERS), default="full")
+    parser.add_argument("--out", type=Path, help="folder for step_memory.md")
+    arguments = parser.parse_args()
+    lines = [f"`{' '.join(['python', *sys.argv])}`", "", *workspace_table(arguments)]
+    if arguments.run_steps:
+        lines += ["", *run_table(arguments.run_steps)]
+    print("\n".join(lines))
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.out / "step_memory.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
