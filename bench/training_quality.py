@@ -48,6 +48,7 @@ class Method:
     dtype: str
     rates: tuple[float, ...] = ()  #: tuned over these; or
     like: str = ""  #: the method whose rate is taken
+    rank: int = 64
     gap: int = 50
     rounding: str = "stochastic"
     int8: bool = True
@@ -83,6 +84,9 @@ METHODS = {
             gap=10,
             options={"similarity": "first_vector"},
         ),
+        Method("bf16, rank 16", "ours", "bfloat16", like="FusedQGaLore, bf16", rank=16),
+        Method("bf16, rank 128", "ours", "bfloat16", like="FusedQGaLore, bf16", rank=128),
+        Method("bf16, gap 200", "ours", "bfloat16", like="FusedQGaLore, bf16", gap=200),
         Method("bf16, a tenth of the rate", "ours", "bfloat16", like="FusedQGaLore, bf16", factor=0.1),
         Method(
             "bf16, a tenth of the rate, nearest rounding",
@@ -124,6 +128,7 @@ def configuration(run: Run) -> PretrainConfig:
             "lr": run.lr,
             "seed": run.seed,
             "steps": run.steps,
+            "rank": method.rank,
             "update_proj_gap": method.gap,
             "dtype": method.dtype,
             "device": "cpu",
@@ -261,6 +266,10 @@ PAIRS = (
     ("official Q-GaLore, bf16, a tenth of the rate", "bf16, a tenth of the rate"),
     ("FusedQGaLore, bf16", "bf16, fp32 basis"),
     ("FusedQGaLore, bf16", "bf16, bf16 weights"),
+    ("bf16, rank 16", "FusedQGaLore, bf16"),
+    ("bf16, rank 128", "FusedQGaLore, bf16"),
+    ("bf16, gap 200", "FusedQGaLore, bf16"),
+    ("bf16, gap 10, fixed", "FusedQGaLore, bf16"),
     ("bf16, gap 10, adaptive", "bf16, gap 10, fixed"),
     ("bf16, gap 10, adaptive as published", "bf16, gap 10, fixed"),
 )
