@@ -53,7 +53,8 @@ def test_weights_and_state_equal_the_standard_mode(dtype, quantized, state_bits,
     assert equal(snapshot(standard), snapshot(model))
     same_state(reference, optimizer)
     for name, value in model.state_dict().items():
-        assert name.endswith((".scale", ".zero")) or not torch.equal(before[name], value), name
+        unchanged = name.endswith((".scale", ".zero")) or value.dtype == torch.int64  # the format record
+        assert unchanged or not torch.equal(before[name], value), name
 
 
 def test_int8_without_rank_equals_the_standard_mode(device):
