@@ -1,4 +1,4 @@
-"""Memory: the workspace of one ``step()``, and the resident set of a training run, beside others'.
+"""Memory: the workspace of one ``step()``, gradients with per-layer updates, and the resident set of a run.
 
     git clone https://github.com/VITA-Group/Q-GaLore
     python bench/step_memory.py --qgalore Q-GaLore --run-steps 300 --out bench/results/cpu
@@ -6,6 +6,10 @@
 Workspace is the most that a step has allocated at one time beyond what was there before it, in bytes and in
 copies of the layer in bfloat16, counted from torch's own allocations. The layer trains from a bfloat16
 gradient. The first step, which also makes the state, is not counted.
+
+Gradients: a LLaMA of hidden size 1024 with 8 layers and a vocabulary of 32000 in bfloat16, one sequence of
+256 tokens. "Live" is what ``.grad`` of all parameters hold whenever one of them is complete; "backward and
+step" is the peak of all allocations from the loss on, beyond what forward left.
 
 The runs are the demo's (LLaMA of 3.3 M parameters), each in a process of its own.
 """
@@ -87,6 +91,63 @@ def workspace_table(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
+def gradient_table(sizes: str) -> list[str]:
+    hidden, layers, vocabulary = (1024, 8, 32000) if sizes == "full" else (64, 2, 256)
+    lines = [
+        "| gradients | live at most, MiB | of the largest parameter | backward and step, MiB |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, options in (
+        ("FusedQGaLore", None),
+        ("**with per-layer updates**", {"max_norm": 1.0}),
+        ("**the same, accumulating over 4**", {"max_norm": 1.0, "accumulation_steps": 4}),
+    ):
+        model = _llama(hidden, layers, vocabulary)
+        frugalore.quantize_(model)
+        groups = frugalore.param_groups(model, rank=hidden // 8, update_proj_gap=NEVER)
+        optimizer = frugalore.FusedQGaLore(groups, lr=1e-3, seed=0)
+        parameters = list(model.parameters())
+        live: list[int] = []
+
+        def count(_: torch.Tensor, parameters=parameters, live=live) -> None:
+            live.append(sum(p.grad.nbytes for p in parameters if p.grad is not None))
+
+        for p in parameters:  # before the updates' own hooks, which free the gradient
+            p.register_post_accumulate_grad_hook(count)
+        if options:
+            frugalore.per_layer_updates(optimizer, **options)
+        tokens = torch.randint(vocabulary, (1, 256))
+        for _ in range(2 * (options or {}).get("accumulation_steps", 1) - 1):
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            if not options or not optimizer.state_dict()["per_layer"]["accumulated"]:
+                optimizer.step()
+                optimizer.zero_grad()
+        loss = model(input_ids=tokens, labels=tokens).loss
+
+        def rest(loss=loss, optimizer=optimizer) -> None:
+            loss.backward()
+            optimizer.step()
+
+        peak = workspace(rest)
+        largest = max(p.numel() * p.element_size() for p in parameters)
+        lines.append(f"| {name} | {max(live) / 2**20:.1f} | {max(live) / largest:.2f} | {peak / 2**20:.1f} |")
+    return lines
+
+
+def _llama(hidden: int, layers: int, vocabulary: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=hidden * 8 // 3,
+        vocab_size=vocabulary,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
 def run_table(steps: int) -> list[str]:
     lines = [
         f"| demo, {steps} steps | resident at the end, MiB | peak resident, MiB |",
@@ -110,6 +171,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for step_memory.md")
     arguments = parser.parse_args()
     lines = [f"`{' '.join(['python', *sys.argv])}`", "", *workspace_table(arguments)]
+    lines += ["", *gradient_table(arguments.sizes)]
     if arguments.run_steps:
         lines += ["", *run_table(arguments.run_steps)]
     print("\n".join(lines))
