@@ -20,12 +20,7 @@ void quantize_group(const T* x, int64_t n, uint8_t* codes, float* scale, uint8_t
     for (int64_t i = 0; i < n; ++i) codes[i] = 0;
     return;
   }
-  for (int64_t i = 0; i < n; ++i) codes[i] = affine_code(to_float(x[i]), group, kLevels);
-}
-
-template <class T>
-void dequantize_group(const uint8_t* codes, int64_t n, float scale, float zero, T* x) {
-  for (int64_t i = 0; i < n; ++i) x[i] = from_float<T>((static_cast<float>(codes[i]) - zero) * scale);
+  affine_codes(x, n, group, kLevels, codes);
 }
 
 // The update of a group goes block by block, twice: the range of y, then the writing. The intended changes
@@ -123,8 +118,8 @@ void run(const Int8DequantizeJob& job) {
       for (int64_t g = begin; g < end; ++g) {
         const GroupSpan span = group_span(layout, g);
         const int64_t first = span.row * layout.columns + span.column;
-        dequantize_group(job.codes + first, span.length, job.scale[g], static_cast<float>(job.zero[g]),
-                         x + first);
+        affine_values(job.codes + first, span.length, job.scale[g], static_cast<float>(job.zero[g]),
+                      x + first);
       }
     });
   });

@@ -62,33 +62,53 @@ FRUGALORE_HD void store_alternating(Wide a, Wide b, uint32_t* out) {
 #endif
 }
 
-// Vectors of counters in flight: a round is a chain of a multiplication and two cheap operations, so one
-// vector alone would wait for the multiplier.
+// Stores a counter's four words c0 c1 c2 c3 of every lane, of which the upper halves are garbage.
+FRUGALORE_HD void store_words(Wide c0, Wide c1, Wide c2, Wide c3, uint32_t* out) {
+#if defined(__AVX512F__)
+  // The odd words move into the upper halves of the even ones: one masked shuffle a pair.
+  const __mmask16 upper = 0xaaaa;
+  const Wide a = reinterpret_cast<Wide>(_mm512_mask_shuffle_epi32(
+      reinterpret_cast<__m512i>(c0), upper, reinterpret_cast<__m512i>(c1), _MM_PERM_CCAA));
+  const Wide b = reinterpret_cast<Wide>(_mm512_mask_shuffle_epi32(
+      reinterpret_cast<__m512i>(c2), upper, reinterpret_cast<__m512i>(c3), _MM_PERM_CCAA));
+#else
+  const Wide a = (c0 & 0xffffffffu) | (c1 << 32), b = (c2 & 0xffffffffu) | (c3 << 32);
+#endif
+  store_alternating(a, b, out);
+}
+
+// Vectors of counters in flight. A round is a chain of a multiplication, a shift and an exclusive or, so one
+// vector alone would wait for the multiplier. With AVX-512, 4 vectors of 4 words, the multipliers and the
+// keys fill 20 of the 32 registers; the others have 16 registers, which 2 vectors fill.
+#if defined(__AVX512F__)
+constexpr int kVectors = 4;
+#else
 constexpr int kVectors = 2;
+#endif
 constexpr int kPhiloxWords = 4 * kWideLanes * kVectors;
 
-// words[i] belongs to element 4 * quad + i, for i < kPhiloxWords.
+// words[i] belongs to element 4 * quad + i, for i < kPhiloxWords. A round is 6 instructions a vector: two
+// multiplications, two shifts, and two exclusive ors of three operands.
 inline void philox_words(const RandomStream& stream, uint64_t quad, uint32_t* __restrict__ words) {
   const Wide zeros = {};
+  Wide lanes = {};
+  for (int lane = 0; lane < kWideLanes; ++lane) lanes[lane] = static_cast<uint64_t>(lane);
   Wide c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    Wide counter = {};
-    for (int lane = 0; lane < kWideLanes; ++lane) {
-      counter[lane] = quad + static_cast<uint64_t>(v * kWideLanes + lane);
-    }
-    c0[v] = counter;
+    c0[v] = lanes + (quad + static_cast<uint64_t>(v * kWideLanes));
     c1[v] = c0[v] >> 32;
     c2[v] = zeros + stream.tensor_id;
     c3[v] = zeros + stream.step_and_purpose;
   }
   const Wide multiplier0 = zeros + 0xD2511F53u, multiplier1 = zeros + 0xCD9E8D57u;
-  uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
+  Wide key0 = zeros + static_cast<uint32_t>(stream.seed), key1 = zeros + (stream.seed >> 32);
+#pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     for (int v = 0; v < kVectors; ++v) {
       const Wide product0 = multiply_low_halves(c0[v], multiplier0);
       const Wide product1 = multiply_low_halves(c2[v], multiplier1);
-      c0[v] = (product1 >> 32) ^ c1[v] ^ (zeros + key0);
-      c2[v] = (product0 >> 32) ^ c3[v] ^ (zeros + key1);
+      c0[v] = (product1 >> 32) ^ c1[v] ^ key0;
+      c2[v] = (product0 >> 32) ^ c3[v] ^ key1;
       c1[v] = product1;
       c3[v] = product0;
     }
@@ -96,8 +116,7 @@ inline void philox_words(const RandomStream& stream, uint64_t quad, uint32_t* __
     key1 += 0xBB67AE85u;
   }
   for (int v = 0; v < kVectors; ++v) {
-    const Wide a = (c0[v] & 0xffffffffu) | (c1[v] << 32), b = (c2[v] & 0xffffffffu) | (c3[v] << 32);
-    store_alternating(a, b, words + 4 * kWideLanes * v);
+    store_words(c0[v], c1[v], c2[v], c3[v], words + 4 * kWideLanes * v);
   }
 }
 
