@@ -39,22 +39,24 @@ FRUGALORE_HD bf16 stochastic_from_float<bf16>(float x, uint32_t word) {
   return bf16{static_cast<uint16_t>((overflow ? bits : rounded) >> 16)};
 }
 
-// Below 2^-14 halves are 2^-24 apart, whatever x's own exponent: x is brought onto that grid as an
-// integer. Beyond 65504 the result is the largest half.
+// Below 2^-14 halves are 2^-24 apart, whatever x's own exponent: there x is brought onto that grid as an
+// integer. At 2^-14 both forms give 0x0400 whatever the word, so the result is the one of the part below plus
+// the one of the part above, without a select, which would become a branch and the loop scalar. Beyond 65504
+// the result is the largest half.
 template <>
 FRUGALORE_HD f16 stochastic_from_float<f16>(float x, uint32_t word) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  const float magnitude = bit_cast<float>(bits & 0x7fffffffu);
-  const float in_steps = (magnitude < 6.103515625e-5f ? magnitude : 0.0f) * 16777216.0f;  // 2^24
-  const uint32_t subnormal = static_cast<uint32_t>(stochastic_round(in_steps, word));
-  const uint32_t normal = (bit_cast<uint32_t>(magnitude) + (word >> 19) - 0x38000000u) >> 13;
-  uint32_t result = magnitude < 6.103515625e-5f ? subnormal : normal;
-  result = result > 0x7bffu || magnitude >= 65504.0f ? 0x7bffu : result;
-  return f16{static_cast<uint16_t>(sign | result)};
+  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const uint32_t smallest_normal = 0x38800000u;  // 2^-14
+  const uint32_t below = magnitude < smallest_normal ? magnitude : smallest_normal;
+  const uint32_t above = magnitude > smallest_normal ? magnitude : smallest_normal;
+  const int32_t subnormal = stochastic_round(bit_cast<float>(below) * 16777216.0f, word);  // 2^24
+  const uint32_t normal = (above + (word >> 19) - 0x38000000u) >> 13;
+  const uint32_t result = normal + static_cast<uint32_t>(subnormal) - 0x0400u;
+  return f16{static_cast<uint16_t>(((bits >> 16) & 0x8000u) | (result > 0x7bffu ? 0x7bffu : result))};
 }
 
-// A conditional of the storage types would be a branch, and the loop around it scalar.
+// A conditional of the storage types would be a branch, and the loop around it scalar; so would one of the
+// bits of a half, whose rounding is long.
 FRUGALORE_HD float select(bool condition, float yes, float no) {
   return condition ? yes : no;
 }
@@ -62,7 +64,8 @@ FRUGALORE_HD bf16 select(bool condition, bf16 yes, bf16 no) {
   return bf16{condition ? yes.bits : no.bits};
 }
 FRUGALORE_HD f16 select(bool condition, f16 yes, f16 no) {
-  return f16{condition ? yes.bits : no.bits};
+  const uint32_t mask = condition ? 0xffffffffu : 0u;
+  return f16{static_cast<uint16_t>((yes.bits & mask) | (no.bits & ~mask))};
 }
 
 // One element. Rounding to nearest can also reach infinity; stochastic rounding ends at the largest finite
