@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-PEERS = ("torch", "bitsandbytes", "torchao")
+PEERS = ("torch", "bitsandbytes", "torchao", "numpy")
 _MIB = 1 << 20
 _MAX_SETS = 256
 _SLOW, _VERY_SLOW = 1.0, 10.0  # seconds a call

@@ -45,8 +45,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         type=_list_of(PEERS, "peer"),
-        default=("torch", "bitsandbytes"),
-        help="peers to time where importable (default: torch,bitsandbytes; '' for none)",
+        default=("torch", "bitsandbytes", "numpy"),
+        help="peers to time where importable (default: torch,bitsandbytes,numpy; '' for none)",
     )
     parser.add_argument("--out", type=Path, help="folder for ops.csv")
     parser.add_argument("--commit", default="unknown", help="recorded in the CSV")

@@ -37,10 +37,13 @@ class Row:
     ratio_bitsandbytes: float | None
     torchao_us: float | None
     ratio_torchao: float | None
+    numpy_us: float | None
+    ratio_numpy: float | None
     state_bytes: int | None
     torch_state_bytes: int | None
     bitsandbytes_state_bytes: int | None
     torchao_state_bytes: int | None
+    numpy_state_bytes: int | None
     device: str
     device_name: str
     cpu_isa: str
@@ -93,6 +96,7 @@ TABLE = (
     ("x torch", lambda r: _number(r.ratio_torch, ".3g")),
     ("x bnb", lambda r: _number(r.ratio_bitsandbytes, ".3g")),
     ("x torchao", lambda r: _number(r.ratio_torchao, ".3g")),
+    ("x numpy", lambda r: _number(r.ratio_numpy, ".3g")),
     ("state MB", lambda r: _number(r.state_bytes and r.state_bytes / 1e6, ".4g")),
     ("torch's", lambda r: _number(r.torch_state_bytes and r.torch_state_bytes / 1e6, ".4g")),
 )

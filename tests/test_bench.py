@@ -70,6 +70,8 @@ def test_a_bad_option_is_named(arguments, message):
 def test_every_case_runs_and_full_sizes_hold_the_7b_shapes(family, device):
     torch.manual_seed(0)
     for case in cases.load(family, "small"):
+        if device.type not in case.devices:
+            continue
         calls = case.setup(device, ())
         calls.ours()
         if calls.reference is not None:

@@ -14,6 +14,7 @@ FAMILIES = (
     "adamw",
     "adamw8bit",
     "sketch",
+    "gemm",
     "projection",
     "step",
     "svd",

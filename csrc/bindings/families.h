@@ -11,5 +11,6 @@ void bind_weight(pybind11::module_& m);
 void bind_adamw(pybind11::module_& m);
 void bind_adamw8bit(pybind11::module_& m);
 void bind_sketch(pybind11::module_& m);
+void bind_gemm(pybind11::module_& m);
 
 }  // namespace frugalore

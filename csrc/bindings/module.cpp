@@ -33,6 +33,7 @@ py::dict build_info() {
   info["compiler"] = FRUGALORE_COMPILER;
   info["cuda"] = FRUGALORE_CUDA_NOTE;
   info["cpu_isa"] = cpu::isa_name(cpu::active_isa());
+  info["cpu_vendor"] = cpu::cpu_vendor();
   return info;
 }
 
@@ -56,4 +57,5 @@ PYBIND11_MODULE(_C, m) {
   bind_adamw(m);
   bind_adamw8bit(m);
   bind_sketch(m);
+  bind_gemm(m);
 }

@@ -46,13 +46,15 @@ class DeviceGuard {
 #endif
 
 template <class Job>
+void run_on_cpu(const Job& job) {
+  cpu::set_thread_count(torch_thread_count());
+  pybind11::gil_scoped_release release;
+  cpu::dispatch(job);
+}
+
+template <class Job>
 void run(const Device& device, const Job& job) {
-  if (!device.cuda) {
-    cpu::set_thread_count(torch_thread_count());
-    pybind11::gil_scoped_release release;
-    cpu::dispatch(job);
-    return;
-  }
+  if (!device.cuda) return run_on_cpu(job);
 #if FRUGALORE_WITH_CUDA
   const auto stream = static_cast<cudaStream_t>(current_cuda_stream(device));
   pybind11::gil_scoped_release release;

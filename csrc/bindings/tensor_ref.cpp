@@ -140,18 +140,23 @@ bool TensorRef::contiguous() const {
 }
 
 int64_t TensorRef::bytes() const {
+  int64_t span = numel();
+  if (span > 0 && strides != nullptr) {
+    span = 1;
+    for (int i = 0; i < ndim; ++i) span += (shape[i] - 1) * strides[i];
+  }
   switch (dtype) {
     case DType::u8:
     case DType::i8:
-      return numel();
+      return span;
     case DType::f16:
     case DType::bf16:
-      return 2 * numel();
+      return 2 * span;
     case DType::f32:
     case DType::i32:
-      return 4 * numel();
+      return 4 * span;
     default:
-      return 8 * numel();
+      return 8 * span;
   }
 }
 

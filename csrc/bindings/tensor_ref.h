@@ -34,7 +34,7 @@ struct TensorRef {
   int64_t columns() const { return shape[ndim - 1]; }
   int64_t rows() const;
   bool contiguous() const;
-  int64_t bytes() const;  // of a contiguous tensor
+  int64_t bytes() const;  // from the first element to the end of the last; the strides are not negative
 
   template <class T>
   T* as() const {
@@ -67,7 +67,7 @@ void check_positive(const char* name, int64_t value);
 void check_finite(const char* name, double value);
 void check_not_negative(const char* name, double value);  // and finite
 
-// A contiguous tensor among the arguments of an op.
+// A tensor among the arguments of an op.
 struct Place {
   const char* name;
   const TensorRef& tensor;

@@ -93,4 +93,12 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
+const char* cpu_vendor() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_is("intel")) return "intel";
+  if (__builtin_cpu_is("amd")) return "amd";
+#endif
+  return "other";
+}
+
 }  // namespace frugalore::cpu

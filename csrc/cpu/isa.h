@@ -16,5 +16,8 @@ void force_isa(const char* name);
 
 const char* isa_name(Isa isa);
 
+// Who made this processor: "intel", "amd" or "other".
+const char* cpu_vendor();
+
 }  // namespace cpu
 }  // namespace frugalore

@@ -4,6 +4,7 @@
 
 #include "core/adamw.h"
 #include "core/adamw8bit.h"
+#include "core/gemm.h"
 #include "core/int4.h"
 #include "core/int8.h"
 #include "core/sketch.h"
@@ -54,6 +55,9 @@ void run(const Adamw8bitDirectionJob& job);
 
 template <Isa isa>
 void run(const RademacherJob& job);
+
+template <Isa isa>
+void run(const GemmJob& job);
 
 template <class Job>
 void dispatch(const Job& job) {

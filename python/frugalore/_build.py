@@ -6,7 +6,7 @@ from frugalore import _C
 
 
 def build_info() -> dict[str, str]:
-    """Version, compiler, CUDA compiler and architectures, and the CPU instruction set in use."""
+    """Version, compiler, CUDA compiler and architectures, the CPU's instruction set in use and its vendor."""
     return dict(_C.build_info())
 
 

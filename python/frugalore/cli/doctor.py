@@ -14,9 +14,11 @@ import torch
 
 from frugalore import ops
 from frugalore._build import build_info, with_cuda
+from frugalore.ops.gemm import float32_gemm
 from frugalore.reference.int4 import int4_quantize
 from frugalore.reference.int8 import int8_quantize
 
+_FLOAT32_GEMM = {"own": "own (csrc/cpu/gemm.cpp)", "torch": "torch.mm"}
 _PACKAGES = ("transformers", "safetensors", "click", "rich", "matplotlib", "numpy")
 
 
@@ -41,6 +43,7 @@ def facts() -> Iterator[tuple[str, str]]:
     """Name and value of what a bug report should hold."""
     for name, value in build_info().items():
         yield name, value
+    yield "float32 gemm on cpu", _FLOAT32_GEMM[float32_gemm()]
     yield "python", platform.python_version()
     yield (
         "torch",

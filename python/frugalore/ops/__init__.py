@@ -1,12 +1,14 @@
 """The fused ops. Each has a schema under ``torch.ops.frugalore`` and a fake kernel.
 
 Those without a GEMM have a CPU and a CUDA kernel, and a specification in plain torch under
-:mod:`frugalore.reference`; projections and the SVD are composed of them and ``torch.mm``. Names that end in
+:mod:`frugalore.reference`; projections and the SVD are composed of them and :func:`gemm`, which is csrc's or
+``torch.mm``. Names that end in
 ``_`` write their arguments in place. No op is differentiable.
 """
 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
+from frugalore.ops.gemm import gemm
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
@@ -24,6 +26,7 @@ __all__ = [
     "adamw8bit_step_",
     "adamw_direction_",
     "adamw_step_",
+    "gemm",
     "int4_dequantize",
     "int4_pack",
     "int4_quantize",

@@ -18,9 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frugalore.ops._checks import FLOATS, check_matrix, check_same_device
 from frugalore.ops._options import beta_pair, seed_bits
 from frugalore.ops._registry import define, mark_written
 from frugalore.ops.adamw8bit import adamw8bit_direction_
+from frugalore.ops.gemm import matmul
 from frugalore.ops.int4 import Int4Groups, int4_dequantize
 from frugalore.ops.int8 import Int8Groups, int8_stochastic_update_
 from frugalore.ops.weight import weight_update_
@@ -63,23 +65,6 @@ def _gemm_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _check_matrix(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] | None = _FLOATS) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: a tensor expected, got {type(x).__name__}")
-    if x.dim() != 2:
-        raise ValueError(f"{name}: a matrix expected, got shape {tuple(x.shape)}")
-    if dtypes is not None and x.dtype not in dtypes:
-        raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {x.dtype}")
-
-
-def _check_same_device(name: str, x: Tensor, device: torch.device) -> None:
-    if x.device != device:
-        raise ValueError(f"{name}: device {device} expected, got {x.device}")
-
-
 def _check_side(side: str) -> None:
     if side not in ("right", "left"):
         raise ValueError(f"side: 'right' or 'left' expected, got {side!r}")
@@ -93,7 +78,7 @@ def _check_basis(basis: Tensor, scale: Tensor | None, rank: int | None, length: 
             f"basis: shape {expected} expected for {against}"
             f"{' in packed INT4' if scale is not None else ''}, got {tuple(basis.shape)}"
         )
-    if scale is None and basis.dtype not in _FLOATS:
+    if scale is None and basis.dtype not in FLOATS:
         raise TypeError(f"basis: a float matrix expected where no scale is given, got {basis.dtype}")
 
 
@@ -106,7 +91,7 @@ def _dense_basis(
 
 
 def _low_rank_empty(grad, basis, basis_scale, basis_zero, side, group_size):
-    _check_matrix("grad", grad)
+    check_matrix("grad", grad)
     _check_side(side)
     shape = low_rank_shape(grad.shape, basis.shape[0], side)
     return grad.new_empty(shape, dtype=_gemm_dtype(grad.dtype))
@@ -125,7 +110,7 @@ def _project(
     _check_basis(basis, basis_scale, None, length, f"grad {tuple(grad.shape)} and side {side!r}")
     dense = _dense_basis(basis, basis_scale, basis_zero, length, group_size, r.dtype)
     g = grad.to(r.dtype)
-    return torch.mm(g, dense.t(), out=r) if side == "right" else torch.mm(dense, g, out=r)
+    return matmul(g, dense.t(), out=r) if side == "right" else matmul(dense, g, out=r)
 
 
 _project_op = define(
@@ -161,9 +146,9 @@ def project(grad: Tensor, basis: Basis, *, side: str | None = None, group_size: 
     Raises:
         TypeError: another dtype. ValueError: shapes or devices that do not fit together.
     """
-    _check_matrix("grad", grad)
+    check_matrix("grad", grad)
     parts = _parts(basis)
-    _check_same_device("basis", parts[0], grad.device)
+    check_same_device("basis", parts[0], grad.device)
     return _project_op(grad, *parts, side or short_side(grad.shape), group_size)
 
 
@@ -285,9 +270,9 @@ def _project_back_update(
         stop = min(m, start + panel_rows)
         out = panel[: stop - start]
         if side == "right":
-            torch.mm(direction[start:stop], dense, out=out)
+            matmul(direction[start:stop], dense, out=out)
         else:
-            torch.mm(dense[:, start:stop].t(), direction, out=out)
+            matmul(dense[:, start:stop].t(), direction, out=out)
         _update_rows(weight, start, stop, out, step, group_size)
 
 
@@ -333,8 +318,8 @@ def project_back_update_(
     parts = list(weight) if isinstance(weight, tuple) else [weight]
     if len(parts) not in (1, 3):
         raise ValueError(f"weight: a matrix, or (codes, scale, zero), expected, got {len(parts)} parts")
-    _check_matrix("weight", parts[0], _FLOATS if len(parts) == 1 else None)
-    _check_matrix("direction", direction)
+    check_matrix("weight", parts[0], FLOATS if len(parts) == 1 else None)
+    check_matrix("direction", direction)
     m, n = parts[0].shape
     side = side or short_side((m, n))
     _check_side(side)
@@ -347,7 +332,7 @@ def project_back_update_(
         )
     _check_basis(matrix, scale, rank, n if side == "right" else m, f"weight {(m, n)} and side {side!r}")
     for name, x in (("direction", direction), ("basis", matrix)):
-        _check_same_device(name, x, parts[0].device)
+        check_same_device(name, x, parts[0].device)
     if panel_bytes is None:
         panel_bytes = PANEL_BYTES[direction.device.type]
     step = step._replace(seed=seed_bits(step.seed))

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frugalore.ops._checks import check_matrix, check_same_device
 from frugalore.ops._options import seed_bits
 from frugalore.ops._registry import define
-from frugalore.ops.projection import _check_matrix, _check_same_device, _check_side
+from frugalore.ops.gemm import matmul
+from frugalore.ops.projection import _check_side
 from frugalore.ops.sketch import rademacher_
 
 
@@ -63,7 +65,7 @@ class _Scaled:
         return self._product(self._a.t(), x)
 
     def _product(self, a: Tensor, x: Tensor) -> Tensor:
-        return (a @ (x * self._root)).mul_(self._root).masked_fill_(self._unusable, 0.0)
+        return matmul(a, x * self._root).mul_(self._root).masked_fill_(self._unusable, 0.0)
 
 
 def _orthonormal(y: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ def randomized_svd(
         :class:`SVD` in float32. Signs: the entry of largest magnitude of each vector on the short side is
         positive. Singular values below about 1e-7 of the largest are not resolved.
     """
-    _check_matrix("a", a)
+    check_matrix("a", a)
     _check_rank(rank, a.shape)
     if n_iter < 0 or oversample < 0:
         raise ValueError(f"n_iter and oversample: zero or more expected, got {n_iter} and {oversample}")
@@ -186,8 +188,8 @@ def subspace_iterate(a: Tensor, basis: Tensor, n_iter: int = 1, *, side: str | N
         float32 ``[rank, length]``, orthonormal rows, ordered by singular value; each points to the same side
         as the row of the old basis that it replaces.
     """
-    _check_matrix("a", a)
-    _check_matrix("basis", basis)
+    check_matrix("a", a)
+    check_matrix("basis", basis)
     side = side or ("right" if a.shape[0] >= a.shape[1] else "left")
     _check_side(side)
     length = a.shape[1] if side == "right" else a.shape[0]
@@ -196,7 +198,7 @@ def subspace_iterate(a: Tensor, basis: Tensor, n_iter: int = 1, *, side: str | N
             f"basis: shape ('rank', {length}) expected for a {tuple(a.shape)} and side {side!r}, "
             f"got {tuple(basis.shape)}"
         )
-    _check_same_device("basis", basis, a.device)
+    check_same_device("basis", basis, a.device)
     if basis.shape[0] > length:
         raise ValueError(f"basis: at most {length} rows expected, got {basis.shape[0]}")
     if n_iter < 1:
