@@ -10,8 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
-import step_memory  # noqa: E402
-from frugalore.ops.projection import PANEL_BYTES  # noqa: E402
+import step_memory
+from frugalore.ops.projection import PANEL_BYTES
 
 NEVER = step_memory.NEVER
 
