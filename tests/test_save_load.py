@@ -181,8 +181,8 @@ class TestSaveDequantizedTransformers:
 
     @pytest.mark.parametrize("tied", [False, True])
     @pytest.mark.parametrize("size", ["1GB", "30KB"])
-    def test_same_files_as_of_the_float_model(self, transformers, tmp_path, size, tied):
-        model = self._llama(transformers, tie_word_embeddings=tied)
+    def test_same_files_as_of_the_float_model(self, transformers, tmp_path, size, tied, device):
+        model = self._llama(transformers, tie_word_embeddings=tied).to(device)
         save_dequantized(model, tmp_path / "ours", max_shard_size=size)
         dequantize_(copy.deepcopy(model)).save_pretrained(tmp_path / "theirs", max_shard_size=size)
         names = {file.name for file in (tmp_path / "theirs").iterdir()}

@@ -34,7 +34,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from frugalore.weights import state_dict
-from frugalore.weights.int8_weight import PARTS, Int8Weight
+from frugalore.weights.int8_weight import PARTS, Int8Weight, check_part
 from frugalore.weights.quantize import dequantize_, quantize_
 from frugalore.weights.state_dict import check_record, check_scale
 
@@ -127,7 +127,12 @@ class FrugaloreInt8Quantizer(HfQuantizer):
             if weight is not None:  # A layer registered under two names comes twice.
                 linear.weight = parts.setdefault(id(weight), _Parts(weight, modules[name]))
         # Checked above; transformers has no place for them.
-        model._keys_to_ignore_on_load_unexpected |= {rf"^{re.escape(key)}$" for key in records}
+        ignored = [rf"^{re.escape(key)}$" for key in records]
+        present = model._keys_to_ignore_on_load_unexpected
+        present = (
+            [] if present is None else present
+        )  # A set or a list, as the version of transformers has it.
+        model._keys_to_ignore_on_load_unexpected = type(present)([*present, *ignored])
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
@@ -186,7 +191,7 @@ class _Parts(nn.Module):
 
     def __init__(self, weight: Tensor, group_size: int) -> None:
         super().__init__()
-        self.group_size, self.dtype = group_size, weight.dtype
+        self.shape, self.group_size, self.dtype = tuple(weight.shape), group_size, weight.dtype
         groups = (weight.shape[0], -(-weight.shape[1] // group_size))
         self.register_buffer("codes", torch.empty(weight.shape, dtype=torch.uint8, device=weight.device))
         self.register_buffer("scale", torch.empty(groups, dtype=torch.float32, device=weight.device))
@@ -237,6 +242,8 @@ def _parts_to_weights(model: nn.Module) -> None:
     if missing:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}, which its config.json promises")
     for name, parts in found:
+        for part in PARTS:  # Early 5.x lets a quantised model have parts of any shape.
+            check_part(part, getattr(parts, part), f"{name}.{part}", parts.shape, parts.group_size)
         check_scale(parts.scale, f"{name}.scale")
     weights: dict[int, nn.Parameter] = {}
     for linear in list(model.modules()):

@@ -28,9 +28,9 @@ def save_dequantized(
 
     For a transformers model, what ``save_pretrained`` of the float model would write: ``config.json`` without
     ``quantization_config``, safetensors, shards. Each shard's weights are dequantised when it is written, so
-    the float copy is never larger than a shard (``max_shard_size``, here 5 GB if not given). For another
-    module, its state dict in ``model.safetensors``, for which the float copy is whole. The values are those
-    of ``dequantize()``; the model stays as it is.
+    the float copy, on the CPU, is never larger than a shard (``max_shard_size``, here 5 GB if not given). For
+    another module, its state dict in ``model.safetensors``, for which the float copy is whole. The values are
+    those of ``dequantize()``; the model stays as it is.
 
     All files are written to a temporary folder ``.writing-*`` inside ``folder`` first and then renamed, so an
     interrupted write leaves the files of an earlier save alone (a killed one also leaves its temporary
@@ -73,7 +73,8 @@ def float_state_dict(
 ) -> dict[str, Tensor]:
     """The state dict of the dequantised model, which stays as it is; ``dtype`` as in ``save_dequantized``.
 
-    With ``defer`` the INT8 weights, if not shared, are stand-ins that become floats when they are used.
+    The dequantised weights are on the CPU. With ``defer`` those that are not shared are stand-ins, which
+    become floats when they are used.
     """
     weights = {
         f"{name}.weight" if name else "weight": weight
@@ -91,9 +92,7 @@ def float_state_dict(
                 shown = dtype or weight.dtype
                 # transformers compares the addresses of shared tensors to the last element.
                 alone = uses[id(weight)] == 1
-                made[id(weight)] = (
-                    Deferred(weight, shown) if defer and alone else weight.detach().dequantize(shown)
-                )
+                made[id(weight)] = Deferred(weight, shown) if defer and alone else _on_cpu(weight, shown)
             result[key] = made[id(weight)]
         elif key not in parts:
             is_float = isinstance(value, Tensor) and value.is_floating_point()
@@ -101,6 +100,11 @@ def float_state_dict(
                 value = made.setdefault((value.data_ptr(), value.shape, value.stride()), value.to(dtype))
             result[key] = value
     return result
+
+
+def _on_cpu(weight: Int8Weight, dtype: torch.dtype) -> Tensor:
+    """The float tensor, on the CPU: a device full of training state has no room for a shard of floats."""
+    return weight.detach().dequantize(dtype).cpu()
 
 
 class Deferred(Tensor):
@@ -130,7 +134,7 @@ class Deferred(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             dtype = self.dtype
         self.read = True
-        return self.weight.detach().dequantize(dtype)
+        return _on_cpu(self.weight, dtype)
 
 
 #: What looks at a tensor without reading its elements.
