@@ -21,7 +21,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -63,6 +63,12 @@ class Case:
     flops: int = 0
     flops_dtype: torch.dtype = torch.float32
     devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def without_reference(case: Case) -> Case:
+    """The same case, but its reference is not timed; at the largest shapes that takes most of a run."""
+    setup = case.setup
+    return replace(case, setup=lambda *where: replace(setup(*where), reference=None))
 
 
 def quantile(samples: list[float], q: float) -> float:

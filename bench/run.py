@@ -1,6 +1,7 @@
 """Benchmark of the fused ops: ``python bench/run.py [--device cuda] [--ops int4,adamw] [--out DIR]``.
 
-Prints a table and, with ``--out``, writes ``ops.csv``. What the columns mean: ``bench/harness.py``.
+Prints a table and, with ``--out``, writes ``ops.csv`` and the table in ``ops.md``. What the columns mean:
+``bench/harness.py``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 import cases
 import frugalore
 from frugalore._build import with_cuda
-from harness import PEERS, Harness
-from table import CsvWriter, Row, print_table
+from harness import PEERS, Harness, without_reference
+from table import CsvWriter, Row, markdown, print_table
 
 
 def _list_of(choices: tuple[str, ...], what: str):
@@ -48,7 +49,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default=("torch", "bitsandbytes", "numpy"),
         help="peers to time where importable (default: torch,bitsandbytes,numpy; '' for none)",
     )
-    parser.add_argument("--out", type=Path, help="folder for ops.csv")
+    parser.add_argument(
+        "--only", metavar="SHAPE", help="only cases whose shape contains this, e.g. 4096x4096"
+    )
+    parser.add_argument("--no-reference", action="store_true", help="do not time the plain-torch reference")
+    parser.add_argument("--out", type=Path, help="folder for ops.csv and ops.md")
     parser.add_argument("--commit", default="unknown", help="recorded in the CSV")
     arguments = parser.parse_args(argv)
     if arguments.threads is not None and arguments.threads < 1:
@@ -101,8 +106,10 @@ def main(argv: list[str] | None = None) -> int:
     rows, notes, failures = [], [], []
     for family in arguments.ops:
         for case in cases.load(family, arguments.sizes):
-            if device.type not in case.devices:
+            if device.type not in case.devices or (arguments.only and arguments.only not in case.shape):
                 continue
+            if arguments.no_reference:
+                case = without_reference(case)
             print(f"{family}: {case.op} {case.shape} {case.dtype}", file=sys.stderr, flush=True)
             try:
                 row = Row(
@@ -125,7 +132,11 @@ def main(argv: list[str] | None = None) -> int:
     if writer:
         writer.close()
     title = "{device_name}, {cpu_isa}, {threads} threads, torch {torch}, commit {commit}".format(**where)
-    print_table(rows, f"{title}; largest copy {harness.peak_copy * 1e-9:.4g} GB/s")
+    title = f"{title}; largest copy {harness.peak_copy * 1e-9:.4g} GB/s"
+    print_table(rows, title)
+    if arguments.out:
+        command = " ".join(["python", *sys.argv])
+        (arguments.out / "ops.md").write_text(f"`{command}`\n\n{markdown(rows, title)}", "utf-8")
     for note in notes:
         print(f"left out: {note}")
     for failure in failures:

@@ -102,13 +102,23 @@ TABLE = (
 )
 
 
+def _cells(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines; a column without any value (a peer that did not run) is left out."""
+    cells = [[text(row) for _, text in TABLE] for row in rows]
+    keep = [i for i in range(len(TABLE)) if i < 3 or any(line[i] for line in cells)]
+    return [TABLE[i][0] for i in keep], [[line[i] for i in keep] for line in cells]
+
+
+def markdown(rows: list[Row], title: str) -> str:
+    """The rows as a table in Markdown, under a line of title."""
+    header, cells = _cells(rows)
+    lines = [title, "", f"| {' | '.join(header)} |", "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
+    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in cells)]) + "\n"
+
+
 def print_table(rows: list[Row], title: str) -> None:
     """The rows on the screen: with rich where it can be imported, else as plain text."""
-    cells = [[text(row) for _, text in TABLE] for row in rows]
-    # A column without any value (a peer that did not run) is left out.
-    keep = [i for i in range(len(TABLE)) if i < 3 or any(line[i] for line in cells)]
-    header = [TABLE[i][0] for i in keep]
-    cells = [[line[i] for i in keep] for line in cells]
+    header, cells = _cells(rows)
     try:
         from rich.console import Console
         from rich.table import Table
