@@ -148,4 +148,4 @@ def test_summary_and_plot_of_a_measured_run(tmp_path):
     pytest.importorskip("matplotlib")
     assert gpu_report.plot(gpu_report.read_rows(tmp_path / "ops.csv"), tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").stat().st_size > 1000
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ops.csv", "roofline.png", "summary.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ops.csv", "ops.md", "roofline.png", "summary.md"]

@@ -61,7 +61,8 @@ def test_strided_input_and_gradient():
     x, y = (_input((300, 6, 2)).permute(2, 1, 0).requires_grad_() for _ in range(2))
     ours(x).transpose(0, 1).square().sum().backward()
     floats(y).transpose(0, 1).square().sum().backward()
-    _assert_equal([x.grad, *_grads(ours)], [y.grad, *_grads(floats)])
+    # torch may add in another order for other strides, so not to the bit.
+    torch.testing.assert_close([x.grad, *_grads(ours)], [y.grad, *_grads(floats)])
 
 
 def test_keywords_of_linear():
