@@ -68,17 +68,16 @@ def _tensors(value) -> list[Tensor]:
 
 
 def parameters(shapes, grads: list[Tensor]) -> list[nn.Parameter]:
-    weights = [nn.Parameter(torch.randn(shape) * 0.02).to(grads[0].dtype).detach() for shape in shapes]
-    weights = [nn.Parameter(w) for w in weights]
+    weights = [nn.Parameter((torch.randn(shape) * 0.02).to(grads[0].dtype)) for shape in shapes]
     for weight, grad in zip(weights, grads, strict=True):
         weight.grad = grad
     return weights
 
 
-def ours(shapes, grads: list[Tensor], gap: int) -> Contender:
+def ours(shapes, grads: list[Tensor], gap: int, rank: int = RANK) -> Contender:
     model = nn.Sequential(*(nn.Linear(n, m, bias=False, dtype=grads[0].dtype) for m, n in shapes))
     frugalore.quantize_(model, "all-linear")
-    groups = frugalore.param_groups(model, "all-linear", rank=RANK, update_proj_gap=gap, cos_threshold=None)
+    groups = frugalore.param_groups(model, "all-linear", rank=rank, update_proj_gap=gap, cos_threshold=None)
     optimizer = frugalore.FusedQGaLore(groups, lr=1e-3, seed=0)
     for weight, grad in zip(model.parameters(), grads, strict=True):
         weight.grad = grad
@@ -113,9 +112,9 @@ def official_galore(shapes, grads: list[Tensor]) -> Contender:
     return Contender(optimizer.step, optimizer, weights)
 
 
-def official_qgalore(shapes, grads: list[Tensor], published: official.QGaLore) -> Contender:
+def official_qgalore(shapes, grads: list[Tensor], published: official.QGaLore, rank: int = RANK) -> Contender:
     weights = [published.int8_weight(torch.randn(shape) * 0.02) for shape in shapes]
-    optimizer = published.adamw8bit(official.qgalore_groups(weights, [], RANK, NEVER, 0.25), 1e-3)
+    optimizer = published.adamw8bit(official.qgalore_groups(weights, [], rank, NEVER, 0.25), 1e-3)
 
     def step() -> None:
         for weight, grad in zip(weights, grads, strict=True):

@@ -29,10 +29,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import frugalore
 import official
+import step_beside_official
 from frugalore.pretrain import metrics
 from frugalore.pretrain.checkpoint import write_text
+from step_beside_official import NEVER
 
-NEVER = 10**9
 LAYERS = {"full": [(4096, 4096, 128), (4096, 4096, 1024), (11008, 4096, 1024)], "small": [(512, 256, 32)]}
 
 
@@ -48,28 +49,18 @@ def workspace(step: Callable[[], object]) -> int:
     return peak
 
 
+def gradient(m: int, n: int) -> torch.Tensor:
+    return (torch.randn(m, n) * 0.01).bfloat16()
+
+
 def ours(m: int, n: int, rank: int, gap: int) -> Callable[[], object]:
-    model = nn.Sequential(nn.Linear(n, m, bias=False, dtype=torch.bfloat16))
-    frugalore.quantize_(model, "all-linear")
-    groups = frugalore.param_groups(model, "all-linear", rank=rank, update_proj_gap=gap, cos_threshold=None)
-    optimizer = frugalore.FusedQGaLore(groups, lr=1e-3, seed=0)
-    model[0].weight.grad = (torch.randn(m, n) * 0.01).bfloat16()
-    optimizer.step()
-    return optimizer.step
+    step = step_beside_official.ours([(m, n)], [gradient(m, n)], gap, rank).step
+    step()
+    return step
 
 
 def published(m: int, n: int, rank: int, code: official.QGaLore) -> Callable[[], object]:
-    weight = code.int8_weight(torch.randn(m, n) * 0.02)
-    optimizer = code.adamw8bit(official.qgalore_groups([weight], [], rank, NEVER, 0.25), 1e-3)
-    grad = (torch.randn(m, n) * 0.01).bfloat16()
-
-    def step() -> None:
-        weight.float_grad = grad
-        optimizer.step()
-
-    with official.basis_from_qr(code):
-        step()
-    return step
+    return step_beside_official.official_qgalore([(m, n)], [gradient(m, n)], code, rank).step
 
 
 def workspace_table(arguments: argparse.Namespace) -> list[str]:
@@ -114,12 +105,11 @@ def gradient_table(sizes: str) -> list[str]:
 
         for p in parameters:  # before the updates' own hooks, which free the gradient
             p.register_post_accumulate_grad_hook(count)
-        if options:
-            frugalore.per_layer_updates(optimizer, **options)
+        updates = frugalore.per_layer_updates(optimizer, **options) if options else None
         tokens = torch.randint(vocabulary, (1, 256))
         for _ in range(2 * (options or {}).get("accumulation_steps", 1) - 1):
             model(input_ids=tokens, labels=tokens).loss.backward()
-            if not options or not optimizer.state_dict()["per_layer"]["accumulated"]:
+            if updates is None or not updates.accumulated_bytes():
                 optimizer.step()
                 optimizer.zero_grad()
         loss = model(input_ids=tokens, labels=tokens).loss

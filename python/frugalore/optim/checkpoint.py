@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from frugalore.optim import checks
+from frugalore.weights.int8_weight import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from frugalore.optim.engine import SubspaceOptimizer
@@ -133,7 +133,7 @@ def _check_per_layer(
         p, saved = params[index]
         in_subspace = "rank" in saved
         shape = optimizer._subspace.low_rank_shape(p.shape, saved) if in_subspace else p.shape
-        dtypes = (torch.float32,) if in_subspace else checks.FLOATS
+        dtypes = (torch.float32,) if in_subspace else FLOAT_DTYPES
         if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in dtypes:
             got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
             name = optimizer._names[p]

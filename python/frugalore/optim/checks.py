@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frugalore.weights.int8_weight import Int8Weight
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+from frugalore.weights.int8_weight import FLOAT_DTYPES, Int8Weight
 
 
 def check_lr(lr: float | Tensor) -> None:
@@ -43,7 +41,7 @@ def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
     """TypeError or ValueError, naming the parameter, unless a group like ``group`` can train it."""
     if type(p) not in (torch.nn.Parameter, Tensor, Int8Weight):
         raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
-    if p.dtype not in FLOATS:
+    if p.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
     if not p.is_contiguous():
         raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
@@ -57,7 +55,7 @@ def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
 def check_gradient(name: str, grad: Tensor) -> None:
     if grad.layout != torch.strided:
         raise TypeError(f"{name}: a dense gradient expected, got layout {grad.layout}")
-    if grad.dtype not in FLOATS:
+    if grad.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: a gradient in float32, bfloat16 or float16 expected, got {grad.dtype}")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map_only
 
 from frugalore.ops import int8_dequantize, int8_quantize
+from frugalore.ops._checks import FLOATS
 from frugalore.weights.linear import dequantize, int8_linear
 
 aten = torch.ops.aten
@@ -26,7 +27,7 @@ aten = torch.ops.aten
 #: The tensors that an INT8 weight consists of, in the order of the constructor.
 PARTS = ("codes", "scale", "zero")
 #: The dtypes that an INT8 weight can show.
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = FLOATS
 
 
 class Int8Weight(Tensor):
