@@ -6,11 +6,13 @@ optimizers and model preparation at the top level.
 
 from frugalore import ops
 from frugalore._build import build_info
-from frugalore.optim import FusedQGaLore, param_groups, per_layer_updates
+from frugalore.optim import FusedQGaLore, GaLoreAdamW, GaLoreAdamW8bit, param_groups, per_layer_updates
 from frugalore.weights import Int8Weight, dequantize_, quantize_, save_dequantized
 
 __all__ = [
     "FusedQGaLore",
+    "GaLoreAdamW",
+    "GaLoreAdamW8bit",
     "Int8Weight",
     "build_info",
     "dequantize_",

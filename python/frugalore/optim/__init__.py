@@ -1,8 +1,17 @@
 """The engine and its presets."""
 
 from frugalore.optim.engine import SubspaceOptimizer
+from frugalore.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from frugalore.optim.param_groups import param_groups
 from frugalore.optim.per_layer import PerLayerUpdates, per_layer_updates
 from frugalore.optim.qgalore import FusedQGaLore
 
-__all__ = ["FusedQGaLore", "PerLayerUpdates", "SubspaceOptimizer", "param_groups", "per_layer_updates"]
+__all__ = [
+    "FusedQGaLore",
+    "GaLoreAdamW",
+    "GaLoreAdamW8bit",
+    "PerLayerUpdates",
+    "SubspaceOptimizer",
+    "param_groups",
+    "per_layer_updates",
+]
