@@ -8,6 +8,7 @@ from torch import nn
 import frugalore
 
 OPTIONS = {"rank": 16, "update_proj_gap": 3, "scale": 0.5}
+_GROUP_OPTIONS = ("rank", "similarity", "cos_threshold", "stagger", "moments_at_refresh", "update_proj_gap")
 
 
 def make_model(dtype=torch.float32, quantized=True, seed=0):
@@ -24,10 +25,7 @@ def make_model(dtype=torch.float32, quantized=True, seed=0):
 
 
 def make_optimizer(model, lr=2e-2, **options):
-    group_options = {
-        **OPTIONS,
-        **{k: options.pop(k) for k in list(options) if k in ("rank", "similarity", "cos_threshold")},
-    }
+    group_options = {**OPTIONS, **{k: options.pop(k) for k in list(options) if k in _GROUP_OPTIONS}}
     return frugalore.FusedQGaLore(
         frugalore.param_groups(model, ["attn", "mlp"], **group_options), lr=lr, **options
     )

@@ -7,7 +7,7 @@ import torch
 
 from frugalore.subspace import RefreshSchedule
 
-GROUP = {"update_proj_gap": 200, "cos_threshold": 0.4, "gamma_proj": 2, "queue_size": 5}
+GROUP = {"update_proj_gap": 200, "cos_threshold": 0.4, "gamma_proj": 2, "queue_size": 5, "stagger": False}
 
 
 def _published(similarities, calls, gap=200, threshold=0.4, gamma=2, size=5):
@@ -26,7 +26,7 @@ def _published(similarities, calls, gap=200, threshold=0.4, gamma=2, size=5):
 
 
 def _ours(similarities, calls, group):
-    schedule, state = RefreshSchedule(), RefreshSchedule.initial_state(group)
+    schedule, state = RefreshSchedule(), RefreshSchedule.initial_state(group, 0)
     refreshes = []
     for call in range(calls):
         if schedule.due(state, group):
@@ -58,7 +58,7 @@ def test_a_fixed_gap_never_grows():
 
 
 def test_a_refresh_that_failed_is_tried_again_and_not_counted():
-    schedule, state = RefreshSchedule(), RefreshSchedule.initial_state(GROUP)
+    schedule, state = RefreshSchedule(), RefreshSchedule.initial_state(GROUP, 0)
     for value in (float("nan"), float("nan"), 1.0):
         assert schedule.due(state, GROUP)
         schedule.refreshed(state, GROUP, torch.tensor(value))

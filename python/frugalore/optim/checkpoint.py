@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from frugalore.optim.engine import SubspaceOptimizer
 
 #: Version of the layout of the state; in every param group.
-FORMAT = 1
+FORMAT = 2
 
 _NUMBERS = {
     "calls": int,
     "gap": int,
+    "offset": int,
+    "similarity": float,
     "refreshes": int,
     "similarities": list,
     "refresh_again": bool,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frugalore.subspace import matrix_shape
 from frugalore.weights.int8_weight import FLOAT_DTYPES, Int8Weight
 
 
@@ -45,9 +46,9 @@ def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
         raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
     if not p.is_contiguous():
         raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
-    if "rank" in group and (p.dim() != 2 or p.numel() == 0):
+    if "rank" in group and (p.dim() < 2 or p.numel() == 0):
         raise ValueError(
-            f"{name}: a matrix expected in a group with rank, got shape {tuple(p.shape)}; "
+            f"{name}: two dimensions or more expected in a group with rank, got shape {tuple(p.shape)}; "
             "put it into a group without rank"
         )
 
@@ -70,11 +71,10 @@ def warn(message: str) -> None:
 def warn_of_small_matrices(names: list[str], group: dict[str, Any]) -> None:
     """Name the matrices whose short side is below the group's rank."""
     rank = group["rank"]
-    small = [(name, p) for name, p in zip(names, group["params"], strict=True) if rank > min(p.shape)]
+    shapes = [(name, matrix_shape(p.shape)) for name, p in zip(names, group["params"], strict=True)]
+    small = [(name, shape) for name, shape in shapes if rank > min(shape)]
     if not small:
         return
-    name, p = small[0]
+    name, shape = small[0]
     more = f"; likewise {len(small) - 1} more" if len(small) > 1 else ""
-    warn(
-        f"{name}: rank {rank} is larger than the short side of {tuple(p.shape)}; {min(p.shape)} is used{more}"
-    )
+    warn(f"{name}: rank {rank} is larger than the short side of {shape}; {min(shape)} is used{more}")

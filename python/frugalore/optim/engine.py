@@ -22,7 +22,7 @@ from torch import Tensor
 from frugalore import ops
 from frugalore.optim import checkpoint, checks
 from frugalore.rules import AdamW
-from frugalore.subspace import RefreshSchedule, SvdSubspace
+from frugalore.subspace import RefreshSchedule, SvdSubspace, matrix_shape
 from frugalore.weights.int8_weight import Int8Weight
 from frugalore.weights.write import descend_
 
@@ -226,11 +226,24 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         grad = grad.contiguous()
         if "rank" not in group:
             return grad
+        grad = grad.view(matrix_shape(grad.shape))
         state = self._state_of(p, group)
         if self._schedule.due(state, group) if first else self._schedule.failed(state):
-            self._schedule.refreshed(state, group, self._subspace.refresh(grad, state, group))
+            self._refresh(grad, state, group)
         state["calls"] += first
         return self._subspace.project(grad, state, group)
+
+    def _refresh(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        iterations = self._schedule.power_iterations(state)
+        similarity, turn = self._subspace.refresh(grad, state, group, iterations)
+        shape = self._subspace.low_rank_shape(grad.shape, group)
+        if turn is not None and group["moments_at_refresh"] == "rotate":
+            self._inside.rotate_(state, turn, shape)
+        elif turn is not None:
+            fresh = self._inside.initial_state(shape, group, grad.device)
+            del fresh["progress"]  # counts updates, and so names the random numbers of the next write
+            turn.replace_(state, fresh)
+        self._schedule.refreshed(state, group, similarity)
 
     def _write_matrix(self, p: Tensor, inside: Tensor, group: dict[str, Any], lr: Tensor) -> None:
         """Move a matrix; ``inside`` is overwritten."""
@@ -247,8 +260,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             rounding=group["rounding"],
         )
         direction = self._inside.direction_(inside, state, group)
-        basis = self._subspace.basis(state) if in_subspace else None
-        descend_(p, direction, step, basis=basis, basis_group_size=group.get("quant_group_size", 256))
+        if not in_subspace:
+            return descend_(p, direction, step)
+        direction, basis, side = self._subspace.way_back(direction, state, group, p.shape)
+        return descend_(p, direction, step, basis, side, group["quant_group_size"])
 
     def _move_whole(
         self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], lr: Tensor
@@ -263,7 +278,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             state["tensor_id"] = self._tensor_ids[p]
             state.update(self._inside.initial_state(shape, group, p.device))
             if "rank" in group:
-                state.update(self._schedule.initial_state(group))
+                state.update(self._schedule.initial_state(group, self._tensor_ids[p]))
         return state
 
     def _lr(self, index: int, device: torch.device) -> Tensor:

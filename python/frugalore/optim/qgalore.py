@@ -22,6 +22,8 @@ SUBSPACE_DEFAULTS = {
     "gamma_proj": 2,
     "queue_size": 5,
     "similarity": "overlap",
+    "stagger": True,
+    "moments_at_refresh": "keep",
 }
 
 

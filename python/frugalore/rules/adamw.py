@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from frugalore import ops
+from frugalore.reference.adamw8bit import dequantize_moment, quantize_moment
+from frugalore.subspace.turn import Turn
 
 #: Below this many elements the moments stay float32: they cost little, and norms and biases are touchy.
 MIN_8BIT_SIZE = 4096
@@ -84,6 +86,28 @@ class AdamW:
         rule = ops.adamw8bit_direction_ if in_8_bits else ops.adamw_direction_
         tensors = [state[name] for name in (*(_IN_8_BITS if in_8_bits else _WIDE), *_RECORD)]
         return rule(r, *tensors, betas=group["betas"], eps=group["eps"], eps_mode=self.eps_mode)
+
+    @staticmethod
+    def moments(state: dict[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Both moments in float32, in the shape of the parameter or projected gradient."""
+        if "exp_avg_absmax" not in state:
+            return state["exp_avg"].view(shape), state["exp_avg_sq"].view(shape)
+        m = dequantize_moment(state["exp_avg"], state["exp_avg_absmax"], True)
+        v = dequantize_moment(state["exp_avg_sq"], state["exp_avg_sq_absmax"], False)
+        return m.view(shape), v.view(shape)
+
+    @staticmethod
+    def stored(state: dict[str, Any], m: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """State tensors for these moments, in the width of ``state``, which is not changed."""
+        if "exp_avg_absmax" not in state:
+            return {"exp_avg": m, "exp_avg_sq": v}
+        tensors = (*quantize_moment(m, True), *quantize_moment(v, False))
+        return dict(zip(_IN_8_BITS, tensors, strict=True))
+
+    def rotate_(self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...]) -> None:
+        """Carry the moments from an old basis into a new one."""
+        m, v = self.moments(state, shape)
+        turn.replace_(state, self.stored(state, turn.first_moment(m), turn.second_moment(v)))
 
     def step_(
         self,

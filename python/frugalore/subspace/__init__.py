@@ -1,6 +1,7 @@
 """How a subspace is chosen, stored and refreshed."""
 
 from frugalore.subspace.schedule import RefreshSchedule
-from frugalore.subspace.svd import SvdSubspace
+from frugalore.subspace.svd import SvdSubspace, matrix_shape
+from frugalore.subspace.turn import Turn
 
-__all__ = ["RefreshSchedule", "SvdSubspace"]
+__all__ = ["RefreshSchedule", "SvdSubspace", "Turn", "matrix_shape"]

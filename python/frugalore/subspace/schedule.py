@@ -3,12 +3,14 @@
 Q-GaLore's layer-adaptive schedule (arXiv 2407.08296, section 3.3, as its code does it), for call 0, 1, 2, ...
 of a parameter:
 
-    refresh if there is no basis yet, or call % gap == 0
+    refresh if there is no basis yet, or call % gap == offset % gap
     after each refresh but the first: append the similarity of the new basis to the old one to a queue of the
     last `queue_size`; once it is full and its mean is at least `cos_threshold`: gap = int(gap * gamma_proj)
 
 The gap never shrinks and the queue is kept after it grew. With ``cos_threshold=None`` the gap is fixed, which
-is GaLore's schedule.
+is GaLore's schedule. Published, all parameters refresh in the same step (offset 0), and that step stalls.
+With ``stagger`` each has an offset of its own below the first gap; the first basis is still made at call 0,
+so the first gap is shorter, never longer.
 
 The similarity is made on the device and read at the parameter's next call, an iteration later, so a refresh
 does not stall the host. No later, because it also tells whether that call has to try again.
@@ -24,6 +26,18 @@ import torch
 from torch import Tensor
 
 from frugalore.subspace.options import check_positive_integer
+
+#: A basis that keeps less than this share of the one before it (chance taken out) is turned by more than one
+#: power iteration at the next refresh.
+STABLE_SIMILARITY = 0.5
+
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+def spread_offset(ordinal: int, gap: int) -> int:
+    """An offset in ``[0, gap)``. Multiples of the golden ratio, modulo 1, are spread evenly however many
+    there are, so the number of parameters need not be known, and one added later changes no other's."""
+    return int(ordinal * _GOLDEN_RATIO % 1.0 * gap)
 
 
 class PendingScalar:
@@ -49,14 +63,14 @@ class RefreshSchedule:
     """Decides the refreshes of one optimizer's parameters.
 
     What it knows of a parameter lives in that parameter's state, as plain numbers: ``calls``, ``gap``,
-    ``similarities`` (the queue), ``refreshes``, ``refresh_again`` (the last one met a gradient that gives no
-    basis).
+    ``offset``, ``similarity`` (of the last refresh), ``similarities`` (the queue), ``refreshes``,
+    ``refresh_again`` (the last one met a gradient that gives no basis).
 
-    Group options: ``update_proj_gap``, ``cos_threshold``, ``gamma_proj``, ``queue_size``.
+    Group options: ``update_proj_gap``, ``stagger``, ``cos_threshold``, ``gamma_proj``, ``queue_size``.
     """
 
-    #: The first gap is part of the state from the first call on.
-    LAYOUT_OPTIONS = ("update_proj_gap",)
+    #: The first gap and the offset are part of the state from the first call on.
+    LAYOUT_OPTIONS = ("update_proj_gap", "stagger")
 
     def __init__(self) -> None:
         self._pending: dict[int, tuple[dict[str, Any], dict[str, Any], PendingScalar]] = {}
@@ -68,14 +82,20 @@ class RefreshSchedule:
         threshold = group["cos_threshold"]
         if threshold is not None and not (isinstance(threshold, Real) and math.isfinite(threshold)):
             raise ValueError(f"cos_threshold: a number or None expected, got {threshold!r}")
+        if not isinstance(group["stagger"], bool):
+            raise ValueError(f"stagger: True or False expected, got {group['stagger']!r}")
         if not isinstance(group["gamma_proj"], Real) or not 1.0 <= group["gamma_proj"] < math.inf:
             raise ValueError(f"gamma_proj: 1 or more expected, got {group['gamma_proj']!r}")
 
     @staticmethod
-    def initial_state(group: dict[str, Any]) -> dict[str, Any]:
+    def initial_state(group: dict[str, Any], ordinal: int) -> dict[str, Any]:
+        """Args: ordinal: of the parameter in its optimizer."""
+        gap = int(group["update_proj_gap"])
         return {
             "calls": 0,
-            "gap": int(group["update_proj_gap"]),
+            "gap": gap,
+            "offset": spread_offset(ordinal, gap) if group["stagger"] else 0,
+            "similarity": 1.0,
             "similarities": [],
             "refreshes": 0,
             "refresh_again": False,
@@ -86,7 +106,12 @@ class RefreshSchedule:
         self._settle(state)
         if state["refreshes"] == 0 or state["refresh_again"]:
             return True
-        return state["calls"] % state["gap"] == 0
+        return (state["calls"] - state["offset"]) % state["gap"] == 0
+
+    @staticmethod
+    def power_iterations(state: dict[str, Any]) -> int:
+        """How far a refresh turns the basis: further where the subspace moved much at the last one."""
+        return 1 if state["similarity"] >= STABLE_SIMILARITY else 2
 
     def failed(self, state: dict[str, Any]) -> bool:
         """Whether the last refresh met a gradient that gives no basis."""
@@ -121,6 +146,7 @@ class RefreshSchedule:
             state["refresh_again"] = True
             state["refreshes"] -= 1
             return
+        state["similarity"] = similarity
         threshold = group["cos_threshold"]
         if threshold is None or state["refreshes"] < 2:
             return

@@ -11,21 +11,34 @@ from frugalore.weights.int8_weight import Int8Weight
 
 
 def descend_(
-    weight: Tensor, direction: Tensor, step: ops.Step, *, basis: Basis | None, basis_group_size: int
+    weight: Tensor,
+    direction: Tensor,
+    step: ops.Step,
+    basis: Basis | None = None,
+    side: str | None = None,
+    basis_group_size: int = 256,
 ) -> None:
     """``w <- keep w + lr alpha back(direction)``, for a float weight or an :class:`Int8Weight`.
 
     Args:
-        weight: a parameter; written in place.
+        weight: a parameter; written in place. One of more than two dimensions counts as the matrix of its
+            first by all others.
         direction: in the subspace of ``basis``, or of the weight's shape where there is no basis.
         step: learning rate, decay, progress and random stream.
+        side: that the basis acts on; default: the short one.
     """
     is_int8 = isinstance(weight, Int8Weight)
     stored = ops.Int8Groups(weight.codes, weight.scale, weight.zero) if is_int8 else weight.detach()
     group_size = weight.group_size if is_int8 else 256
     if basis is not None:
         ops.project_back_update_(
-            stored, direction, basis, step, group_size=group_size, basis_group_size=basis_group_size
+            stored if is_int8 else stored.flatten(1),
+            direction,
+            basis,
+            step,
+            side=side,
+            group_size=group_size,
+            basis_group_size=basis_group_size,
         )
     elif is_int8:
         ops.int8_stochastic_update_(*stored, direction, group_size=group_size, **step._asdict())
