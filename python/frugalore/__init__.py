@@ -6,11 +6,19 @@ optimizers and model preparation at the top level.
 
 from frugalore import ops
 from frugalore._build import build_info
-from frugalore.optim import FusedQGaLore, GaLoreAdamW, GaLoreAdamW8bit, param_groups, per_layer_updates
+from frugalore.optim import (
+    FusedQGaLore,
+    GaLoreAdafactor,
+    GaLoreAdamW,
+    GaLoreAdamW8bit,
+    param_groups,
+    per_layer_updates,
+)
 from frugalore.weights import Int8Weight, dequantize_, quantize_, save_dequantized
 
 __all__ = [
     "FusedQGaLore",
+    "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "Int8Weight",

@@ -2,12 +2,14 @@
 
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
+from frugalore.optim.galore_adafactor import GaLoreAdafactor
 from frugalore.optim.param_groups import param_groups
 from frugalore.optim.per_layer import PerLayerUpdates, per_layer_updates
 from frugalore.optim.qgalore import FusedQGaLore
 
 __all__ = [
     "FusedQGaLore",
+    "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "PerLayerUpdates",

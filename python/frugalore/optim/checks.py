@@ -29,7 +29,8 @@ def check_lr(lr: float | Tensor) -> None:
 
 def check_write_options(group: dict[str, Any]) -> None:
     """The options of a group that decide how its weights are written."""
-    check_lr(group["lr"])
+    if group["lr"] is not None or not group.get("relative_step"):  # Adafactor may make its own.
+        check_lr(group["lr"])
     if not -(2**63) <= group["seed"] < 2**63:
         raise ValueError(f"seed: a 64-bit integer expected, got {group['seed']!r}")
     if group["rounding"] not in ("stochastic", "nearest"):

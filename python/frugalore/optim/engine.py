@@ -250,7 +250,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         state = self._state_of(p, group)
         in_subspace = "rank" in group
         step = ops.Step(
-            lr=lr,
+            lr=self._inside.learning_rate(p, state, group, lr),
             progress=state["progress"],
             alpha=-float(group["scale"]) if in_subspace else -1.0,
             weight_decay=group["weight_decay"],
@@ -284,6 +284,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _lr(self, index: int, device: torch.device) -> Tensor:
         """The group's learning rate as the kernels read it; refilled only when it changed."""
         key, lr = (index, device), self.param_groups[index]["lr"]
+        if lr is None:  # The rule makes its own.
+            lr = 0.0
         if key not in self._lr_tensors:
             self._lr_tensors[key] = torch.empty(1, dtype=torch.float64, device=device)
         tensor = self._lr_tensors[key]

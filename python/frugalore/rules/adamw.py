@@ -80,6 +80,11 @@ class AdamW:
         state["beta_powers"].fill_(1.0)
         return state
 
+    @staticmethod
+    def learning_rate(p: Tensor, state: dict[str, Any], group: dict[str, Any], lr: Tensor) -> Tensor:
+        """What the update that comes next is multiplied by: the group's."""
+        return lr
+
     def direction_(self, r: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Replace a projected gradient by Adam's direction; a non-finite one by zeros, counted as skipped."""
         in_8_bits = "exp_avg_absmax" in state
