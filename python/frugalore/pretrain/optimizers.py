@@ -63,11 +63,32 @@ def _adamw(model: nn.Module, config: PretrainConfig):
 
 @register("qgalore", lr=1e-2, summary="FusedQGaLore: INT8 weights, packed INT4 basis, 8-bit AdamW")
 def _qgalore(model: nn.Module, config: PretrainConfig):
-    from frugalore import FusedQGaLore, param_groups, quantize_
+    from frugalore import FusedQGaLore, quantize_
 
-    if config.device == "cuda" and not with_cuda():
-        raise ConfigError("device: cuda asked for, but this build of frugalore has no CUDA kernels")
+    _check_build(config)
     quantize_(model, config.target_modules)
+    return _in_subspace(FusedQGaLore, model, config)
+
+
+@register("galore_adamw", lr=1e-2, summary="GaLoreAdamW: float weights, float32 moments of the projection")
+def _galore_adamw(model: nn.Module, config: PretrainConfig):
+    from frugalore import GaLoreAdamW
+
+    return _in_subspace(GaLoreAdamW, model, config)
+
+
+@register("galore_adamw_8bit", lr=1e-2, summary="GaLoreAdamW8bit: float weights, 8-bit moments")
+def _galore_adamw_8bit(model: nn.Module, config: PretrainConfig):
+    from frugalore import GaLoreAdamW8bit
+
+    return _in_subspace(GaLoreAdamW8bit, model, config)
+
+
+def _in_subspace(preset: type, model: nn.Module, config: PretrainConfig):
+    """A preset over the groups that the configuration names."""
+    from frugalore import param_groups
+
+    _check_build(config)
     groups = param_groups(
         model,
         config.target_modules,
@@ -75,5 +96,9 @@ def _qgalore(model: nn.Module, config: PretrainConfig):
         update_proj_gap=config.update_proj_gap,
         scale=config.scale,
     )
-    optimizer = FusedQGaLore(groups, lr=config.lr, weight_decay=config.weight_decay, seed=config.seed)
-    return optimizer, model
+    return preset(groups, lr=config.lr, weight_decay=config.weight_decay, seed=config.seed), model
+
+
+def _check_build(config: PretrainConfig) -> None:
+    if config.device == "cuda" and not with_cuda():
+        raise ConfigError("device: cuda asked for, but this build of frugalore has no CUDA kernels")
