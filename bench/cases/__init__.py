@@ -15,6 +15,7 @@ FAMILIES = (
     "adamw8bit",
     "sketch",
     "gemm",
+    "gram",
     "projection",
     "step",
     "svd",

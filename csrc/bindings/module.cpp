@@ -58,4 +58,5 @@ PYBIND11_MODULE(_C, m) {
   bind_adamw8bit(m);
   bind_sketch(m);
   bind_gemm(m);
+  bind_gram(m);
 }

@@ -5,6 +5,7 @@
 #include "core/adamw.h"
 #include "core/adamw8bit.h"
 #include "core/gemm.h"
+#include "core/gram.h"
 #include "core/int4.h"
 #include "core/int8.h"
 #include "core/sketch.h"
@@ -58,6 +59,9 @@ void run(const RademacherJob& job);
 
 template <Isa isa>
 void run(const GemmJob& job);
+
+template <Isa isa>
+void run(const GramJob& job);
 
 template <class Job>
 void dispatch(const Job& job) {
