@@ -40,7 +40,15 @@ def matching_linears(
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found = [(name, module) for name, module in linears if _matches(patterns, name)]
     if not found:
-        raise ValueError(f"target_modules: {target_modules!r} matches no nn.Linear; {_describe(linears)}")
+        others = [
+            (name, module)
+            for name, module in model.named_modules()
+            if name and not isinstance(module, nn.Linear) and _matches(patterns, name)
+        ]
+        matched = f" but {_names(others)}, which cannot be projected" if others else ""
+        raise ValueError(
+            f"target_modules: {target_modules!r} matches no nn.Linear{matched}; {_describe(linears)}"
+        )
     return found
 
 
@@ -80,6 +88,12 @@ def _fullmatch(pattern: str, name: str) -> bool:
 def _describe(linears: list[tuple[str, nn.Linear]]) -> str:
     if not linears:
         return "the model has none"
-    names = ", ".join(repr(name) for name, _ in linears[:_NAMES_SHOWN])
-    more = f" and {len(linears) - _NAMES_SHOWN} more" if len(linears) > _NAMES_SHOWN else ""
-    return f"the model has {names}{more}"
+    return f"the model has {_names(linears)}"
+
+
+def _names(modules: list[tuple[str, nn.Module]]) -> str:
+    shown = ", ".join(
+        repr(name) if isinstance(module, nn.Linear) else f"{name!r} ({type(module).__name__})"
+        for name, module in modules[:_NAMES_SHOWN]
+    )
+    return shown + (f" and {len(modules) - _NAMES_SHOWN} more" if len(modules) > _NAMES_SHOWN else "")

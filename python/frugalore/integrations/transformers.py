@@ -1,5 +1,8 @@
 """INT8 weights in transformers: ``save_pretrained`` and ``from_pretrained``.
 
+(The optimizers in ``Trainer``, :func:`trainer_optimizer`, are imported from here too; they live in
+:mod:`frugalore.integrations.trainer`.)
+
 Importing this module registers the quantisation method ``frugalore_int8`` with transformers, so that
 ``from_pretrained`` reads the folders that ``save_pretrained`` of a quantised model wrote, and quantises a
 float checkpoint where it is told to::
@@ -33,12 +36,19 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from frugalore.integrations.trainer import FrugaloreCallback, trainer_optimizer
 from frugalore.weights import state_dict
 from frugalore.weights.int8_weight import PARTS, Int8Weight, check_part
 from frugalore.weights.quantize import dequantize_, quantize_
 from frugalore.weights.state_dict import check_record, check_scale
 
-__all__ = ["QUANT_METHOD", "FrugaloreInt8Config", "FrugaloreInt8Quantizer"]
+__all__ = [
+    "QUANT_METHOD",
+    "FrugaloreCallback",
+    "FrugaloreInt8Config",
+    "FrugaloreInt8Quantizer",
+    "trainer_optimizer",
+]
 
 #: The ``quant_method`` in ``config.json``.
 QUANT_METHOD = "frugalore_int8"

@@ -79,6 +79,11 @@ def _check_group(
     missing = sorted(optimizer.option_names(group) - saved.keys())
     if missing:
         raise ValueError(f"param group {index}: the state has no {', '.join(missing)}")
+    for name, value in optimizer._layout(group).items():
+        if saved[name] != value:
+            raise ValueError(
+                f"param group {index}: {name} {value!r} expected, got {saved[name]!r} in the state"
+            )
     try:
         optimizer._check_options(saved)
     except (TypeError, ValueError) as error:

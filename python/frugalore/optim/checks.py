@@ -54,6 +54,15 @@ def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
         )
 
 
+def check_unique(params: Any, known: dict[Tensor, str]) -> None:
+    """ValueError, naming the parameter, if one of ``params`` (or pairs of a name and one) is in ``known``."""
+    if isinstance(params, (list, tuple)):
+        for entry in params:
+            p = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+            if isinstance(p, Tensor) and p in known:
+                raise ValueError(f"{known[p]}: in two param groups; a parameter belongs to one")
+
+
 def check_gradient(name: str, grad: Tensor) -> None:
     if grad.layout != torch.strided:
         raise TypeError(f"{name}: a dense gradient expected, got layout {grad.layout}")

@@ -97,6 +97,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             kind = "with" if "rank" in group else "without"
             checks.warn(f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored")
         self._check_options(self.defaults | group)
+        checks.check_unique(group["params"], self._names)
         super().add_param_group(group)
         group = self.param_groups[-1]
         names = group.get("param_names") or [
