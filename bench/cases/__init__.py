@@ -16,6 +16,7 @@ FAMILIES = (
     "sketch",
     "gemm",
     "gram",
+    "cholesky",
     "projection",
     "step",
     "svd",

@@ -13,5 +13,6 @@ void bind_adamw8bit(pybind11::module_& m);
 void bind_sketch(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_gram(pybind11::module_& m);
+void bind_cholesky(pybind11::module_& m);
 
 }  // namespace frugalore

@@ -59,4 +59,5 @@ PYBIND11_MODULE(_C, m) {
   bind_sketch(m);
   bind_gemm(m);
   bind_gram(m);
+  bind_cholesky(m);
 }

@@ -4,6 +4,7 @@
 
 #include "core/adamw.h"
 #include "core/adamw8bit.h"
+#include "core/cholesky.h"
 #include "core/gemm.h"
 #include "core/gram.h"
 #include "core/int4.h"
@@ -62,6 +63,9 @@ void run(const GemmJob& job);
 
 template <Isa isa>
 void run(const GramJob& job);
+
+template <Isa isa>
+void run(const CholeskyInverseJob& job);
 
 template <class Job>
 void dispatch(const Job& job) {

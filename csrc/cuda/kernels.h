@@ -6,6 +6,7 @@
 
 #include "core/adamw.h"
 #include "core/adamw8bit.h"
+#include "core/cholesky.h"
 #include "core/gram.h"
 #include "core/int4.h"
 #include "core/int8.h"
@@ -34,5 +35,7 @@ cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream);
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 
 cudaError_t run(const GramJob& job, cudaStream_t stream);
+
+cudaError_t run(const CholeskyInverseJob& job, cudaStream_t stream);
 
 }  // namespace frugalore::cuda

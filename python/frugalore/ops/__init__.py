@@ -8,6 +8,7 @@ Those without a GEMM have a CPU and a CUDA kernel, and a specification in plain 
 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
+from frugalore.ops.cholesky import CholeskyInverse, cholesky_inverse
 from frugalore.ops.gemm import gemm
 from frugalore.ops.gram import gram
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
@@ -20,6 +21,7 @@ from frugalore.ops.weight import weight_update_
 __all__ = [
     "SVD",
     "Basis",
+    "CholeskyInverse",
     "Int4Groups",
     "Int8Groups",
     "Step",
@@ -27,6 +29,7 @@ __all__ = [
     "adamw8bit_step_",
     "adamw_direction_",
     "adamw_step_",
+    "cholesky_inverse",
     "gemm",
     "gram",
     "int4_dequantize",
