@@ -15,7 +15,7 @@ from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quan
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
 from frugalore.ops.sketch import rademacher_
-from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate
+from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
 from frugalore.ops.weight import weight_update_
 
 __all__ = [
@@ -45,5 +45,6 @@ __all__ = [
     "rademacher_",
     "randomized_svd",
     "subspace_iterate",
+    "truncated_svd",
     "weight_update_",
 ]
