@@ -11,8 +11,8 @@ stretched to the size.
 from the basis of the gradient five steps (and batches) before with eight random rows, as an optimizer does;
 for noise and for stretched spectra from exact vectors with half as much noise added. *energy*: of the exact
 rank-r projection's, ``||P A||² / sum of the r largest squared singular values``.
-``torch.svd_lowrank`` and ours each with the fewest iterations that capture 0.995 of it, or where our cold start
-with one captures less, as much as that.
+``torch.svd_lowrank`` and ours each run with the fewest iterations that capture 0.995 of it, or where our cold
+start with one captures less, as much as that.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 def fewest(case: Case, share: float, wanted: float, call: Callable[[int], Tensor], repeats: int):
-    """``(milliseconds, iterations)`` with the fewest power iterations that capture ``share`` of ``wanted``."""
+    """``(milliseconds, iterations)`` of the fewest iterations that capture ``share`` of ``wanted``."""
     for iterations in range(7):
         if energy(case.matrix, call(iterations)) >= share * wanted:
             break
@@ -186,7 +186,8 @@ def rows(case: Case, repeats: int) -> list[str]:
 
 HEAD = (
     "| matrix | kind | rank | linalg.svd, ms | cold, 1 iteration: ms (speed-up) / energy "
-    "| cold, 2 iterations | warm | svd_lowrank / ours, ms (iterations): ratio |\n|---|---|--:|--:|--:|--:|--:|--:|"
+    "| cold, 2 iterations | warm | svd_lowrank / ours, ms (iterations): ratio |"
+    "\n|---|---|--:|--:|--:|--:|--:|--:|"
 )
 
 
