@@ -13,6 +13,7 @@ FAMILIES = (
     "weight",
     "adamw",
     "adamw8bit",
+    "momentum",
     "sketch",
     "gemm",
     "gram",

@@ -59,34 +59,42 @@ inline void check_state(const char* name, const TensorList& list, size_t i, DTyp
   check_vector(element_name(name, i).c_str(), list[i], dtype, numel, like);
 }
 
-// What every full-rank step takes for each parameter, except for the moments.
+// What every full-rank step takes for each parameter.
+inline void check_step_lists(const TensorList& params, const TensorList& grads, const TensorList& progress,
+                             const std::vector<int64_t>& tensor_ids) {
+  const size_t length = params.size();
+  check_length("grads", grads, length);
+  check_length("progress", progress, length);
+  check_length("tensor_ids", tensor_ids, length);
+  for (size_t i = 0; i < length; ++i) {
+    const TensorRef &param = params[i], &grad = grads[i];
+    const std::string param_name = element_name("params", i), grad_name = element_name("grads", i);
+    check_float(param_name.c_str(), param);
+    check_contiguous(param_name.c_str(), param);
+    check_same_device(param_name.c_str(), param, "params[0]", params[0]);
+    check_float(grad_name.c_str(), grad);
+    check_same_shape(grad_name.c_str(), grad, param_name.c_str(), param);
+    check_contiguous(grad_name.c_str(), grad);
+    check_same_device(grad_name.c_str(), grad, param_name.c_str(), param);
+    check_state("progress", progress, i, DType::i64, kProgressLength, param);
+    if (tensor_ids[i] < 0 || tensor_ids[i] > 0xffffffffLL) {
+      throw pybind11::value_error(element_name("tensor_ids", i) + ": 0 to 4294967295 expected, got " +
+                                  std::to_string(tensor_ids[i]));
+    }
+  }
+}
+
+// With the record of AdamW, but for the moments.
 struct AdamLists {
   const TensorList &params, &grads, &progress, &beta_powers;
   const std::vector<int64_t>& tensor_ids;
 };
 
 inline void check_adam_lists(const AdamLists& lists) {
-  const size_t length = lists.params.size();
-  check_length("grads", lists.grads, length);
-  check_length("progress", lists.progress, length);
-  check_length("beta_powers", lists.beta_powers, length);
-  check_length("tensor_ids", lists.tensor_ids, length);
-  for (size_t i = 0; i < length; ++i) {
-    const TensorRef &param = lists.params[i], &grad = lists.grads[i];
-    const std::string param_name = element_name("params", i), grad_name = element_name("grads", i);
-    check_float(param_name.c_str(), param);
-    check_contiguous(param_name.c_str(), param);
-    check_same_device(param_name.c_str(), param, "params[0]", lists.params[0]);
-    check_float(grad_name.c_str(), grad);
-    check_same_shape(grad_name.c_str(), grad, param_name.c_str(), param);
-    check_contiguous(grad_name.c_str(), grad);
-    check_same_device(grad_name.c_str(), grad, param_name.c_str(), param);
-    check_state("progress", lists.progress, i, DType::i64, kProgressLength, param);
-    check_state("beta_powers", lists.beta_powers, i, DType::f64, 2, param);
-    if (lists.tensor_ids[i] < 0 || lists.tensor_ids[i] > 0xffffffffLL) {
-      throw pybind11::value_error(element_name("tensor_ids", i) + ": 0 to 4294967295 expected, got " +
-                                  std::to_string(lists.tensor_ids[i]));
-    }
+  check_length("beta_powers", lists.beta_powers, lists.params.size());
+  check_step_lists(lists.params, lists.grads, lists.progress, lists.tensor_ids);
+  for (size_t i = 0; i < lists.params.size(); ++i) {
+    check_state("beta_powers", lists.beta_powers, i, DType::f64, 2, lists.params[i]);
   }
 }
 

@@ -17,11 +17,16 @@ constexpr int kProgressLength = 3;
 
 inline namespace FRUGALORE_ISA_NAMESPACE {
 
-// One call: counts it as applied or as skipped, and advances the bias corrections only when applied.
-FRUGALORE_HD void advance_progress(int64_t* progress, double* beta_powers, double beta1, double beta2,
-                                   bool applied) {
+// One call: counts it as applied or as skipped.
+FRUGALORE_HD void advance_progress(int64_t* progress, bool applied) {
   progress[kProgressAppliedNow] = applied ? 1 : 0;
   progress[applied ? kProgressApplied : kProgressSkipped] += 1;
+}
+
+// The same, and advances the bias corrections only when applied.
+FRUGALORE_HD void advance_progress(int64_t* progress, double* beta_powers, double beta1, double beta2,
+                                   bool applied) {
+  advance_progress(progress, applied);
   if (applied) {
     beta_powers[0] *= beta1;
     beta_powers[1] *= beta2;

@@ -90,23 +90,33 @@ inline AdamStepContext adam_step_context(const AdamHyper& hyper, const AdamWrite
                          adam_random_stream(write, tensor.tensor_id, tensor.progress), write.stochastic};
 }
 
-// Steps the parameters first ... first+n-1 of a tensor; m and v are the tile's moments as floats.
-template <class Tensor>
-inline int64_t step_tile(const AdamStepContext& context, const Tensor& tensor, int64_t first, int64_t n,
-                         float* m, float* v) {
+// Moves the parameters first ... first+n-1 of a tensor. Body: int64_t(float* w, const float* g), which writes
+// the tile's weights and returns how many it skipped.
+template <class Tensor, class Body>
+inline int64_t move_tile(const Tensor& tensor, const RandomStream& stream, bool stochastic, int64_t first,
+                         int64_t n, Body&& body) {
   alignas(64) float grad_buffer[kTile], weight_buffer[kTile];
   alignas(64) uint32_t words[kTile];
   const float* g = load_tile(tensor.grad, tensor.grad_dtype, first, n, grad_buffer);
   if (tensor.param_dtype == DType::f32) {
-    return step_floats(context.scalars, context.write, static_cast<float*>(tensor.param) + first, g, m, v, n);
+    return body(static_cast<float*>(tensor.param) + first, g);
   }
   load_tile(tensor.param, tensor.param_dtype, first, n, weight_buffer);
-  const int64_t skipped = step_floats(context.scalars, context.write, weight_buffer, g, m, v, n);
-  if (context.stochastic) random_words(context.stream, static_cast<uint64_t>(first), n, words);
+  const int64_t skipped = body(static_cast<float*>(weight_buffer), g);
+  if (stochastic) random_words(stream, static_cast<uint64_t>(first), n, words);
   visit_float(tensor.param_dtype, tensor.param, [&](auto* param) {
-    store_weights(weight_buffer, param + first, n, context.stochastic ? words : nullptr);
+    store_weights(weight_buffer, param + first, n, stochastic ? words : nullptr);
   });
   return skipped;
+}
+
+// Steps the parameters first ... first+n-1 of a tensor; m and v are the tile's moments as floats.
+template <class Tensor>
+inline int64_t step_tile(const AdamStepContext& context, const Tensor& tensor, int64_t first, int64_t n,
+                         float* m, float* v) {
+  return move_tile(tensor, context.stream, context.stochastic, first, n, [&](float* w, const float* g) {
+    return step_floats(context.scalars, context.write, w, g, m, v, n);
+  });
 }
 
 template <class T>
@@ -128,11 +138,8 @@ inline void direction_tile(const AdamScalars& s, T* __restrict__ r, float* __res
   }
 }
 
-// Looks at all of r, advances progress accordingly, and zeroes r if the call is skipped. Returns whether
-// the call applies.
 template <class T>
-inline bool begin_direction(T* r, int64_t count, const AdamHyper& hyper, int64_t* progress,
-                            double* beta_powers) {
+inline bool accepts_all(const T* r, int64_t count) {
   int refused = 0;
   parallel_for(ceil_div(count, kTile), kTileGrain, [&](int64_t begin, int64_t end) {
     const int64_t last = end * kTile < count ? end * kTile : count;
@@ -140,13 +147,26 @@ inline bool begin_direction(T* r, int64_t count, const AdamHyper& hyper, int64_t
       __atomic_store_n(&refused, 1, __ATOMIC_RELAXED);
     }
   });
-  advance_progress(progress, beta_powers, hyper.beta1, hyper.beta2, refused == 0);
-  if (refused == 0) return true;
+  return refused == 0;
+}
+
+template <class T>
+inline void zero_all(T* r, int64_t count) {
   parallel_for(ceil_div(count, kTile), kTileGrain, [&](int64_t begin, int64_t end) {
     const int64_t last = end * kTile < count ? end * kTile : count;
     for (int64_t i = begin * kTile; i < last; ++i) r[i] = from_float<T>(0.0f);
   });
-  return false;
+}
+
+// Looks at all of r, advances progress accordingly, and zeroes r if the call is skipped. Returns whether
+// the call applies.
+template <class T>
+inline bool begin_direction(T* r, int64_t count, const AdamHyper& hyper, int64_t* progress,
+                            double* beta_powers) {
+  const bool applied = accepts_all(r, count);
+  advance_progress(progress, beta_powers, hyper.beta1, hyper.beta2, applied);
+  if (!applied) zero_all(r, count);
+  return applied;
 }
 
 }  // namespace FRUGALORE_ISA_NAMESPACE

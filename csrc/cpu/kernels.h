@@ -9,6 +9,7 @@
 #include "core/gram.h"
 #include "core/int4.h"
 #include "core/int8.h"
+#include "core/momentum.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 #include "cpu/isa.h"
@@ -54,6 +55,11 @@ template <Isa isa>
 void run(const Adamw8bitStepJob& job);
 template <Isa isa>
 void run(const Adamw8bitDirectionJob& job);
+
+template <Isa isa>
+void run(const MomentumStepJob& job);
+template <Isa isa>
+void run(const MomentumDirectionJob& job);
 
 template <Isa isa>
 void run(const RademacherJob& job);

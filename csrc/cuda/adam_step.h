@@ -73,12 +73,17 @@ static __global__ void advance_direction_kernel(int64_t* progress, double* beta_
 }
 
 template <class Job>
-cudaError_t begin_direction(const Job& job, cudaStream_t stream) {
-  const cudaError_t status = visit_float(job.r_dtype, job.r, [&](auto* r) {
+cudaError_t check_direction(const Job& job, cudaStream_t stream) {
+  return visit_float(job.r_dtype, job.r, [&](auto* r) {
     using T = std::remove_pointer_t<decltype(r)>;
     return launch(check_direction_kernel<T>, LaunchShape{block_count(job.count, kAdamChunk), 256}, stream, r,
                   job.count, job.progress);
   });
+}
+
+template <class Job>
+cudaError_t begin_direction(const Job& job, cudaStream_t stream) {
+  const cudaError_t status = check_direction(job, stream);
   if (status != cudaSuccess) return status;
   return launch(advance_direction_kernel, LaunchShape{1, 32}, stream, job.progress, job.beta_powers,
                 job.hyper);
@@ -98,23 +103,31 @@ __device__ inline AdamStepContext adam_step_context(const AdamHyper& hyper, cons
                          adam_random_stream(write, tensor.tensor_id, tensor.progress)};
 }
 
-// Runs body(tensor, context, chunk of that tensor) over all chunks of a batch. The whole block calls it.
-template <class Tensor, class Body>
-__device__ inline void for_chunks(const TensorBatch<Tensor>& batch, const AdamHyper& hyper,
-                                  const AdamWrite& write, Body&& body) {
-  __shared__ AdamStepContext context;
+// Runs body(tensor, context, chunk of that tensor) over all chunks of a batch, where context =
+// make_context(tensor) is in shared memory. The whole block calls it.
+template <class Context, class Tensor, class MakeContext, class Body>
+__device__ inline void for_chunks_of(const TensorBatch<Tensor>& batch, MakeContext&& make_context,
+                                     Body&& body) {
+  __shared__ Context context;
   const int64_t chunks = batch.first_chunk[batch.count];
   int slot = 0, prepared = -1;
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     while (chunk >= batch.first_chunk[slot + 1]) ++slot;
     if (slot != prepared) {
       __syncthreads();
-      if (threadIdx.x == 0) context = adam_step_context(hyper, write, batch.tensor[slot]);
+      if (threadIdx.x == 0) context = make_context(batch.tensor[slot]);
       __syncthreads();
       prepared = slot;
     }
     body(batch.tensor[slot], context, chunk - batch.first_chunk[slot]);
   }
+}
+
+template <class Tensor, class Body>
+__device__ inline void for_chunks(const TensorBatch<Tensor>& batch, const AdamHyper& hyper,
+                                  const AdamWrite& write, Body&& body) {
+  for_chunks_of<AdamStepContext>(
+      batch, [&](const Tensor& tensor) { return adam_step_context(hyper, write, tensor); }, body);
 }
 
 template <class T>
@@ -123,6 +136,23 @@ __device__ inline void store_weights(T* param, const Quad<float>& w, int n, cons
   Quad<T> quad;
   for (int j = 0; j < 4; ++j) quad.at[j] = adam_weight<T>(w.at[j], words.word[j], stochastic);
   store_quad(param, quad, n);
+}
+
+// Stores the parameters index ... index+n-1 (index % 4 == 0) in their dtype.
+template <class Tensor>
+__device__ inline void store_params(const Tensor& tensor, const RandomStream& stream, bool stochastic,
+                                    int64_t index, const Quad<float>& w, int n) {
+  if (tensor.param_dtype == DType::f32) {
+    store_quad(static_cast<float*>(tensor.param) + index, w, n);
+    return;
+  }
+  PhiloxWords words{};
+  if (stochastic) words = philox4x32(stream, static_cast<uint64_t>(index) >> 2);
+  if (tensor.param_dtype == DType::bf16) {
+    store_weights(static_cast<bf16*>(tensor.param) + index, w, n, words, stochastic);
+  } else {
+    store_weights(static_cast<f16*>(tensor.param) + index, w, n, words, stochastic);
+  }
 }
 
 // Steps parameters index ... index+n-1 (index % 4 == 0); m and v become the fresh moments. Returns how
@@ -141,17 +171,7 @@ __device__ inline int step_quad(const Tensor& tensor, const AdamStepContext& con
     v.at[j] = element.v;
     skipped += j < n ? element.skipped : 0;
   }
-  if (tensor.param_dtype == DType::f32) {
-    store_quad(static_cast<float*>(tensor.param) + index, w, n);
-    return skipped;
-  }
-  PhiloxWords words{};
-  if (stochastic) words = philox4x32(context.stream, static_cast<uint64_t>(index) >> 2);
-  if (tensor.param_dtype == DType::bf16) {
-    store_weights(static_cast<bf16*>(tensor.param) + index, w, n, words, stochastic);
-  } else {
-    store_weights(static_cast<f16*>(tensor.param) + index, w, n, words, stochastic);
-  }
+  store_params(tensor, context.stream, stochastic, index, w, n);
   return skipped;
 }
 

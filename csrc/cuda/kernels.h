@@ -10,6 +10,7 @@
 #include "core/gram.h"
 #include "core/int4.h"
 #include "core/int8.h"
+#include "core/momentum.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 
@@ -31,6 +32,9 @@ cudaError_t run(const AdamwDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const Adamw8bitStepJob& job, cudaStream_t stream);
 cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream);
+
+cudaError_t run(const MomentumStepJob& job, cudaStream_t stream);
+cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 

@@ -11,6 +11,8 @@ from frugalore.optim import (
     GaLoreAdafactor,
     GaLoreAdamW,
     GaLoreAdamW8bit,
+    GaLoreLion,
+    GaLoreSGDM,
     param_groups,
     per_layer_updates,
 )
@@ -21,6 +23,8 @@ __all__ = [
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GaLoreLion",
+    "GaLoreSGDM",
     "Int8Weight",
     "build_info",
     "dequantize_",

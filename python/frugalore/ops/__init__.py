@@ -13,6 +13,7 @@ from frugalore.ops.gemm import gemm
 from frugalore.ops.gram import gram
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
+from frugalore.ops.momentum import lion_direction_, lion_step_, sgdm_direction_, sgdm_step_
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
 from frugalore.ops.sketch import rademacher_
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
@@ -39,11 +40,15 @@ __all__ = [
     "int8_dequantize",
     "int8_quantize",
     "int8_stochastic_update_",
+    "lion_direction_",
+    "lion_step_",
     "project",
     "project_back_update_",
     "projected_adam_step_",
     "rademacher_",
     "randomized_svd",
+    "sgdm_direction_",
+    "sgdm_step_",
     "subspace_iterate",
     "truncated_svd",
     "weight_update_",

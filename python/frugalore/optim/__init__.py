@@ -3,6 +3,8 @@
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from frugalore.optim.galore_adafactor import GaLoreAdafactor
+from frugalore.optim.galore_lion import GaLoreLion
+from frugalore.optim.galore_sgdm import GaLoreSGDM
 from frugalore.optim.param_groups import param_groups
 from frugalore.optim.per_layer import PerLayerUpdates, per_layer_updates
 from frugalore.optim.qgalore import FusedQGaLore
@@ -12,6 +14,8 @@ __all__ = [
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GaLoreLion",
+    "GaLoreSGDM",
     "PerLayerUpdates",
     "SubspaceOptimizer",
     "param_groups",

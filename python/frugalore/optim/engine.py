@@ -388,7 +388,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             for name, value in state.items():
                 if not isinstance(value, Tensor):
                     continue
-                kinds = {"exp_avg": "moments", "basis": "basis", "first_vector": "basis"}
+                kinds = {
+                    "exp_avg": "moments",
+                    "momentum_buffer": "moments",
+                    "basis": "basis",
+                    "first_vector": "basis",
+                }
                 kind = next((k for prefix, k in kinds.items() if name.startswith(prefix)), "records")
                 total[kind] += value.numel() * value.element_size()
         return total

@@ -2,5 +2,7 @@
 
 from frugalore.rules.adafactor import Adafactor
 from frugalore.rules.adamw import AdamW
+from frugalore.rules.lion import Lion
+from frugalore.rules.sgdm import SGDM
 
-__all__ = ["Adafactor", "AdamW"]
+__all__ = ["SGDM", "Adafactor", "AdamW", "Lion"]
