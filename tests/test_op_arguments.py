@@ -39,6 +39,15 @@ def _direction_arguments(bits: int) -> dict:
     return {"r": torch.ones(300), **_moments(bits, 300), "progress": progress, "beta_powers": powers}
 
 
+def _momentum_arguments() -> dict:
+    tensors = {"params": torch.zeros(300), "grads": torch.ones(300), "momenta": torch.zeros(300)}
+    return {name: [tensor] for name, tensor in tensors.items()} | {"progress": [_record()[0]]}
+
+
+def _momentum_direction_arguments() -> dict:
+    return {"r": torch.ones(300), "buffer": torch.zeros(300), "progress": _record()[0]}
+
+
 def _write_arguments(kind: str) -> dict:
     if kind == "float":
         return {"weight": torch.zeros(3, 256), "update": torch.ones(3, 256)}
@@ -50,6 +59,10 @@ CALLS = {
     "adamw8bit_step_": lambda: (ops.adamw8bit_step_, {**_step_arguments(8), "lr": 0.1}),
     "adamw_direction_": lambda: (ops.adamw_direction_, _direction_arguments(32)),
     "adamw8bit_direction_": lambda: (ops.adamw8bit_direction_, _direction_arguments(8)),
+    "sgdm_step_": lambda: (ops.sgdm_step_, {**_momentum_arguments(), "lr": 0.1}),
+    "lion_step_": lambda: (ops.lion_step_, {**_momentum_arguments(), "lr": 0.1}),
+    "sgdm_direction_": lambda: (ops.sgdm_direction_, _momentum_direction_arguments()),
+    "lion_direction_": lambda: (ops.lion_direction_, _momentum_direction_arguments()),
     "weight_update_": lambda: (ops.weight_update_, _write_arguments("float")),
     "int8_stochastic_update_": lambda: (ops.int8_stochastic_update_, _write_arguments("int8")),
 }
