@@ -67,7 +67,8 @@ __global__ void check_direction_kernel(const T* r, int64_t count, int64_t* progr
 }
 
 // Second launch, one thread: counts the call.
-static __global__ void advance_direction_kernel(int64_t* progress, double* beta_powers, AdamHyper hyper) {
+template <class Hyper>
+__global__ void advance_direction_kernel(int64_t* progress, double* beta_powers, Hyper hyper) {
   if (threadIdx.x != 0) return;
   advance_progress(progress, beta_powers, hyper.beta1, hyper.beta2, progress[kProgressAppliedNow] != -1);
 }
@@ -85,8 +86,8 @@ template <class Job>
 cudaError_t begin_direction(const Job& job, cudaStream_t stream) {
   const cudaError_t status = check_direction(job, stream);
   if (status != cudaSuccess) return status;
-  return launch(advance_direction_kernel, LaunchShape{1, 32}, stream, job.progress, job.beta_powers,
-                job.hyper);
+  return launch(advance_direction_kernel<AdamHyper>, LaunchShape{1, 32}, stream, job.progress,
+                job.beta_powers, job.hyper);
 }
 
 // The scalars of one tensor within `step`, in shared memory.

@@ -84,7 +84,30 @@ def _galore_adamw_8bit(model: nn.Module, config: PretrainConfig):
     return _in_subspace(GaLoreAdamW8bit, model, config)
 
 
-def _in_subspace(preset: type, model: nn.Module, config: PretrainConfig):
+@register("galore_adafactor", lr=3e-3, summary="GaLoreAdafactor: float weights, row and column statistics")
+def _galore_adafactor(model: nn.Module, config: PretrainConfig):
+    from frugalore import GaLoreAdafactor
+
+    # The learning rate and its schedule are those of the run.
+    manual = {"relative_step": False, "scale_parameter": False}
+    return _in_subspace(GaLoreAdafactor, model, config, **manual)
+
+
+@register("galore_sgdm", lr=1e-1, summary="GaLoreSGDM: float weights, one float32 momentum of the projection")
+def _galore_sgdm(model: nn.Module, config: PretrainConfig):
+    from frugalore import GaLoreSGDM
+
+    return _in_subspace(GaLoreSGDM, model, config)
+
+
+@register("galore_lion", lr=1e-3, summary="GaLoreLion: float weights, the sign of one float32 momentum")
+def _galore_lion(model: nn.Module, config: PretrainConfig):
+    from frugalore import GaLoreLion
+
+    return _in_subspace(GaLoreLion, model, config)
+
+
+def _in_subspace(preset: type, model: nn.Module, config: PretrainConfig, **options):
     """A preset over the groups that the configuration names."""
     from frugalore import param_groups
 
@@ -96,7 +119,8 @@ def _in_subspace(preset: type, model: nn.Module, config: PretrainConfig):
         update_proj_gap=config.update_proj_gap,
         scale=config.scale,
     )
-    return preset(groups, lr=config.lr, weight_decay=config.weight_decay, seed=config.seed), model
+    own = {"lr": config.lr, "weight_decay": config.weight_decay, "seed": config.seed}
+    return preset(groups, **own, **options), model
 
 
 def _check_build(config: PretrainConfig) -> None:
