@@ -10,6 +10,11 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
+// Kernels are templates over a bool, which ptxas's reports name legibly.
+constexpr MomentumRule rule_of(bool is_lion) {
+  return is_lion ? MomentumRule::lion : MomentumRule::sgdm;
+}
+
 // The scalars of one tensor within `step`, in shared memory.
 struct MomentumContext {
   MomentumScalars scalars;
@@ -26,7 +31,7 @@ __global__ void advance_momentum_direction_kernel(int64_t* progress) {
   if (threadIdx.x == 0) advance_progress(progress, progress[kProgressAppliedNow] != -1);
 }
 
-template <MomentumRule rule>
+template <bool kLion>
 __global__ void momentum_step_kernel(TensorBatch<MomentumTensor> batch, MomentumHyper hyper,
                                      AdamWrite write) {
   for_chunks_of<MomentumContext>(
@@ -46,7 +51,7 @@ __global__ void momentum_step_kernel(TensorBatch<MomentumTensor> batch, Momentum
           Quad<float> w = load_floats(tensor.param, tensor.param_dtype, i, n);
           for (int j = 0; j < 4; ++j) {
             const MomentumElement element =
-                momentum_element<rule>(context.scalars, context.write, w.at[j], g.at[j], m.at[j]);
+                momentum_element<rule_of(kLion)>(context.scalars, context.write, w.at[j], g.at[j], m.at[j]);
             w.at[j] = element.w;
             m.at[j] = element.m;
             skipped += j < n ? element.skipped : 0;
@@ -58,7 +63,7 @@ __global__ void momentum_step_kernel(TensorBatch<MomentumTensor> batch, Momentum
       });
 }
 
-template <MomentumRule rule, class T>
+template <bool kLion, class T>
 __global__ void momentum_direction_kernel(T* r, int64_t count, float* momentum, const int64_t* progress,
                                           MomentumHyper hyper) {
   const MomentumScalars scalars = momentum_scalars(hyper, progress);
@@ -74,7 +79,7 @@ __global__ void momentum_direction_kernel(T* r, int64_t count, float* momentum, 
     Quad<T> direction;
     for (int j = 0; j < 4; ++j) {
       const float fresh = momentum_fresh(scalars, m.at[j], g.at[j]);
-      direction.at[j] = from_float<T>(momentum_direction<rule>(scalars, m.at[j], fresh, g.at[j]));
+      direction.at[j] = from_float<T>(momentum_direction<rule_of(kLion)>(scalars, m.at[j], fresh, g.at[j]));
       m.at[j] = fresh;
     }
     store_quad(r + i, direction, n);
@@ -90,8 +95,8 @@ cudaError_t run(const MomentumStepJob& job, cudaStream_t stream) {
     if (status != cudaSuccess) return status;
     const LaunchShape shape{block_count(batch.first_chunk[batch.count], 1), kThreads};
     return job.hyper.rule == MomentumRule::lion
-               ? launch(momentum_step_kernel<MomentumRule::lion>, shape, stream, batch, job.hyper, job.write)
-               : launch(momentum_step_kernel<MomentumRule::sgdm>, shape, stream, batch, job.hyper, job.write);
+               ? launch(momentum_step_kernel<true>, shape, stream, batch, job.hyper, job.write)
+               : launch(momentum_step_kernel<false>, shape, stream, batch, job.hyper, job.write);
   });
 }
 
@@ -103,11 +108,10 @@ cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream) {
   const LaunchShape shape{block_count(job.count, kAdamChunk), kThreads};
   return visit_float(job.r_dtype, job.r, [&](auto* r) {
     using T = std::remove_pointer_t<decltype(r)>;
-    return job.hyper.rule == MomentumRule::lion
-               ? launch(momentum_direction_kernel<MomentumRule::lion, T>, shape, stream, r, job.count,
-                        job.momentum, job.progress, job.hyper)
-               : launch(momentum_direction_kernel<MomentumRule::sgdm, T>, shape, stream, r, job.count,
-                        job.momentum, job.progress, job.hyper);
+    return job.hyper.rule == MomentumRule::lion ? launch(momentum_direction_kernel<true, T>, shape, stream, r,
+                                                         job.count, job.momentum, job.progress, job.hyper)
+                                                : launch(momentum_direction_kernel<false, T>, shape, stream,
+                                                         r, job.count, job.momentum, job.progress, job.hyper);
   });
 }
 

@@ -100,7 +100,7 @@ def _galore_sgdm(model: nn.Module, config: PretrainConfig):
     return _in_subspace(GaLoreSGDM, model, config)
 
 
-@register("galore_lion", lr=1e-3, summary="GaLoreLion: float weights, the sign of one float32 momentum")
+@register("galore_lion", lr=3e-3, summary="GaLoreLion: float weights, the sign of one float32 momentum")
 def _galore_lion(model: nn.Module, config: PretrainConfig):
     from frugalore import GaLoreLion
 
