@@ -93,7 +93,7 @@ def _galore_adafactor(model: nn.Module, config: PretrainConfig):
     return _in_subspace(GaLoreAdafactor, model, config, **manual)
 
 
-@register("galore_sgdm", lr=1e-1, summary="GaLoreSGDM: float weights, one float32 momentum of the projection")
+@register("galore_sgdm", lr=1.0, summary="GaLoreSGDM: float weights, one float32 momentum of the projection")
 def _galore_sgdm(model: nn.Module, config: PretrainConfig):
     from frugalore import GaLoreSGDM
 
