@@ -13,7 +13,7 @@ namespace frugalore::cuda {
 namespace {
 
 constexpr int kBlock = static_cast<int>(kCudaCholeskyBlock);
-constexpr unsigned kThreads = 256, kSolveThreads = 128;
+constexpr unsigned kThreads = 256, kSolveThreads = 64;
 constexpr int kTile = 64, kLines = 16, kPerThread = kTile / kLines;
 
 struct Workspace {
@@ -100,40 +100,29 @@ __device__ inline void factor_block(const CholeskyInverseJob& job, const Workspa
   }
 }
 
-// Column t of M[K, :] for t <= K, row t of L[:, K] for t > K: a thread each.
+// Column t of M[K, :] for t <= K, row t of L[:, K] for t > K: a thread each. Its elements lie in shared
+// memory: in registers they and the compiler's early loads of L would spill.
 __global__ void __launch_bounds__(kSolveThreads)
     solve_kernel(CholeskyInverseJob job, Workspace space, int64_t first) {
   __shared__ Factor factor;
+  __shared__ double solved[kBlock][kSolveThreads];
   const int count = static_cast<int>(job.size - first < kBlock ? job.size - first : kBlock);
+  const int thread = static_cast<int>(threadIdx.x);
   factor_block(job, space, first, count, factor);
-  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < count) {
-    job.pivots[first + threadIdx.x] = factor.block[threadIdx.x][threadIdx.x];
-  }
-  for (int64_t begin = blockIdx.x * int64_t{kSolveThreads}; begin < job.size; begin += threads_in_grid()) {
-    const int64_t t = begin + threadIdx.x;
-    const bool there = t < job.size;
+  if (blockIdx.x == 0 && thread < count) job.pivots[first + thread] = factor.block[thread][thread];
+  for (int64_t t = thread_in_grid(); t < job.size; t += threads_in_grid()) {
     const bool below = t >= first + count, inside = t >= first && !below;
-    double x[kBlock];
-#pragma unroll
-    for (int p = 0; p < kBlock; ++p) {
-      x[p] = inside && t == first + p ? 1.0 : 0.0;
-      if (there && !inside && p < count) {
-        x[p] = below ? space.w[t * job.size + first + p] : space.w[(first + p) * job.size + t];
-      }
-    }
-#pragma unroll
-    for (int p = 0; p < kBlock; ++p) {
-      // Otherwise the compiler loads most of L ahead of its use, and spills.
-      if (p % 4 == 0) __syncwarp();
-      if (p < count) x[p] *= below ? factor.kept_inverse_root[p] : factor.inverse_root[p];
-#pragma unroll
-      for (int q = p + 1; q < kBlock; ++q) x[q] = fma(-factor.l[q][p], x[p], x[q]);
-    }
-#pragma unroll
-    for (int p = 0; p < kBlock; ++p) {
-      if (!there || p >= count) continue;
-      space.solved[p * job.size + t] = x[p];
-      job.inverse[(first + p) * job.size + t] = below ? 0.0f : finite_float(x[p]);
+    const double* inverse_root = below ? factor.kept_inverse_root : factor.inverse_root;
+    const double* from = below ? space.w + t * job.size + first : space.w + first * job.size + t;
+    const int64_t step = below ? 1 : job.size;
+    for (int p = 0; p < count; ++p) {
+      double x = inside ? (t == first + p ? 1.0 : 0.0) : from[p * step];
+#pragma unroll 8
+      for (int q = 0; q < p; ++q) x = fma(-factor.l[p][q], solved[q][thread], x);
+      x *= inverse_root[p];
+      solved[p][thread] = x;
+      space.solved[p * job.size + t] = x;
+      job.inverse[(first + p) * job.size + t] = below ? 0.0f : finite_float(x);
     }
   }
 }
