@@ -49,7 +49,7 @@ class TestBadInput:
             ({"eps": None}, "eps: zero or more expected, got None"),
             ({"eps": -1e-8}, "eps: zero or more"),
             ({"weight_decay": float("inf")}, "weight_decay: zero or more"),
-            ({"state_bits": 7}, "state_bits: 8 or 32"),
+            ({"state_bits": 7}, "state_bits: 4, 8 or 32"),
             ({"rounding": "up"}, "rounding: 'stochastic' or 'nearest'"),
         ],
     )

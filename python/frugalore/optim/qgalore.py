@@ -37,7 +37,8 @@ class FusedQGaLore(SubspaceOptimizer):
         lr: learning rate, a float or a tensor of one element.
         betas, eps, weight_decay: of AdamW, in every group. Decay comes after the update and is decoupled, as
             in the published code.
-        state_bits: 8 (blocks of 256; parameters below 4096 elements keep float32) or 32.
+        state_bits: 8 (blocks of 256; parameters below 4096 elements keep float32), 4 (blocks of 128; without
+            a fused kernel so far, so slower) or 32.
         rounding: "stochastic" or "nearest" writes.
         seed: of stochastic rounding and sketches; default: drawn from torch's generator.
 

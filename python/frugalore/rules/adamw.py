@@ -1,4 +1,4 @@
-"""The AdamW rule: moments in float32 or in 8 bits, on whole parameters or inside a subspace."""
+"""The AdamW rule: moments in float32, 8 or 4 bits, on whole parameters or inside a subspace."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from frugalore import ops
-from frugalore.reference.adamw8bit import dequantize_moment, quantize_moment
+from frugalore.reference import adamw4bit
+from frugalore.reference.adamw8bit import BLOCK, dequantize_moment, quantize_moment
 from frugalore.subspace.turn import Turn
 
 #: Below this many elements the moments stay float32: they cost little, and norms and biases are touchy.
 MIN_8BIT_SIZE = 4096
-BLOCK = 256
 
 _WIDE = ("exp_avg", "exp_avg_sq")
-_IN_8_BITS = ("exp_avg", "exp_avg_absmax", "exp_avg_sq", "exp_avg_sq_absmax")
+_QUANTIZED = ("exp_avg", "exp_avg_absmax", "exp_avg_sq", "exp_avg_sq_absmax")
 _RECORD = ("progress", "beta_powers")
 
 
@@ -31,9 +31,13 @@ class AdamW:
         eps_mode: "corrected" or "raw"; see :func:`frugalore.ops.adamw_step_`.
         decay: "before" or "after" the update.
 
-    Group options: ``betas``, ``eps``, ``weight_decay``, ``state_bits`` (32 or 8).
-    State of a parameter: ``exp_avg``, ``exp_avg_sq``, with 8 bits also their ``_absmax``; ``progress`` and
-    ``beta_powers``, the record that the kernels advance.
+    Group options: ``betas``, ``eps``, ``weight_decay``, ``state_bits`` (32, 8 or 4).
+    State of a parameter: ``exp_avg``, ``exp_avg_sq``, with 8 and 4 bits also their ``_absmax``; ``progress``
+    and ``beta_powers``, the record that the kernels advance.
+
+    8 bits have fused kernels. With 4 bits (:mod:`frugalore.reference.adamw4bit`) the moments of one parameter
+    at a time become float32 for the float32 kernel and are packed again: a workspace of 8 bytes for each of
+    its elements, and several passes.
     """
 
     eps_mode: str = "corrected"
@@ -51,8 +55,8 @@ class AdamW:
         for name in ("eps", "weight_decay"):
             if not isinstance(group[name], Real) or not 0.0 <= group[name] < math.inf:
                 raise ValueError(f"{name}: zero or more expected, got {group[name]!r}")
-        if group["state_bits"] not in (8, 32):
-            raise ValueError(f"state_bits: 8 or 32 expected, got {group['state_bits']!r}")
+        if group["state_bits"] not in (4, 8, 32):
+            raise ValueError(f"state_bits: 4, 8 or 32 expected, got {group['state_bits']!r}")
 
     @staticmethod
     def state_shapes(
@@ -62,12 +66,22 @@ class AdamW:
         shape = tuple(shape)
         numel = math.prod(shape)
         shapes = {"progress": ((3,), torch.int64), "beta_powers": ((2,), torch.float64)}
-        in_8_bits = group["state_bits"] == 8 and numel >= MIN_8BIT_SIZE
+        bits = group["state_bits"] if numel >= MIN_8BIT_SIZE else 32
         for name in _WIDE:
-            shapes[name] = (shape, torch.uint8 if in_8_bits else torch.float32)
-            if in_8_bits:
-                shapes[f"{name}_absmax"] = ((-(-numel // BLOCK),), torch.float32)
+            if bits == 32:
+                shapes[name] = (shape, torch.float32)
+                continue
+            block = BLOCK if bits == 8 else adamw4bit.BLOCK
+            shapes[name] = (shape if bits == 8 else (-(-numel // 2),), torch.uint8)
+            shapes[f"{name}_absmax"] = ((-(-numel // block),), torch.float32)
         return shapes
+
+    @staticmethod
+    def _bits(state: dict[str, Any], numel: int) -> int:
+        """How the moments of a tensor of so many elements are stored."""
+        if "exp_avg_absmax" not in state:
+            return 32
+        return 8 if state["exp_avg"].numel() == numel else 4
 
     def initial_state(
         self, shape: tuple[int, ...], group: dict[str, Any], device: torch.device
@@ -87,27 +101,40 @@ class AdamW:
 
     def direction_(self, r: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Replace a projected gradient by Adam's direction; a non-finite one by zeros, counted as skipped."""
-        in_8_bits = "exp_avg_absmax" in state
-        rule = ops.adamw8bit_direction_ if in_8_bits else ops.adamw_direction_
-        tensors = [state[name] for name in (*(_IN_8_BITS if in_8_bits else _WIDE), *_RECORD)]
-        return rule(r, *tensors, betas=group["betas"], eps=group["eps"], eps_mode=self.eps_mode)
+        bits = self._bits(state, r.numel())
+        options = {"betas": group["betas"], "eps": group["eps"], "eps_mode": self.eps_mode}
+        record = [state[name] for name in _RECORD]
+        if bits != 4:
+            rule = ops.adamw8bit_direction_ if bits == 8 else ops.adamw_direction_
+            return rule(
+                r, *(state[name] for name in (_QUANTIZED if bits == 8 else _WIDE)), *record, **options
+            )
+        m, v = self.moments(state, tuple(r.shape))
+        direction = ops.adamw_direction_(r, m, v, *record, **options)
+        Turn(None, None, usable=state["progress"][2] == 1).replace_(state, self.stored(state, m, v))
+        return direction
 
-    @staticmethod
-    def moments(state: dict[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def moments(cls, state: dict[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Both moments in float32, in the shape of the parameter or projected gradient."""
-        if "exp_avg_absmax" not in state:
+        bits = cls._bits(state, math.prod(shape))
+        if bits == 32:
             return state["exp_avg"].view(shape), state["exp_avg_sq"].view(shape)
-        m = dequantize_moment(state["exp_avg"], state["exp_avg_absmax"], True)
-        v = dequantize_moment(state["exp_avg_sq"], state["exp_avg_sq_absmax"], False)
+        codes, absmax, codes_sq, absmax_sq = (state[name] for name in _QUANTIZED)
+        if bits == 4:
+            m = adamw4bit.dequantize_moment4(codes, absmax, True, shape)
+            return m, adamw4bit.dequantize_moment4(codes_sq, absmax_sq, False, shape)
+        m, v = dequantize_moment(codes, absmax, True), dequantize_moment(codes_sq, absmax_sq, False)
         return m.view(shape), v.view(shape)
 
-    @staticmethod
-    def stored(state: dict[str, Any], m: Tensor, v: Tensor) -> dict[str, Tensor]:
+    @classmethod
+    def stored(cls, state: dict[str, Any], m: Tensor, v: Tensor) -> dict[str, Tensor]:
         """State tensors for these moments, in the width of ``state``, which is not changed."""
-        if "exp_avg_absmax" not in state:
+        bits = cls._bits(state, m.numel())
+        if bits == 32:
             return {"exp_avg": m, "exp_avg_sq": v}
-        tensors = (*quantize_moment(m, True), *quantize_moment(v, False))
-        return dict(zip(_IN_8_BITS, tensors, strict=True))
+        quantize = quantize_moment if bits == 8 else adamw4bit.quantize_moment4
+        return dict(zip(_QUANTIZED, (*quantize(m, True), *quantize(v, False)), strict=True))
 
     def rotate_(self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...]) -> None:
         """Carry the moments from an old basis into a new one."""
@@ -122,24 +149,50 @@ class AdamW:
         group: dict[str, Any],
         lr: Tensor,
     ) -> None:
-        """Move whole float parameters of one device: one call for each width of state."""
-        for in_8_bits in (False, True):
-            chosen = [i for i, state in enumerate(states) if ("exp_avg_absmax" in state) == in_8_bits]
-            if not chosen:
-                continue
-            rule = ops.adamw8bit_step_ if in_8_bits else ops.adamw_step_
-            names = (*(_IN_8_BITS if in_8_bits else _WIDE), *_RECORD)
-            rule(
-                [params[i] for i in chosen],
-                [grads[i] for i in chosen],
-                *([states[i][name] for i in chosen] for name in names),
-                lr=lr,
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                eps_mode=self.eps_mode,
-                decay=self.decay,
-                seed=group["seed"],
-                tensor_ids=[states[i]["tensor_id"] for i in chosen],
-                rounding=group["rounding"],
-            )
+        """Move whole float parameters of one device: one call for each width of state that has kernels."""
+        bits = [self._bits(state, p.numel()) for p, state in zip(params, states, strict=True)]
+        for width in (32, 8):
+            chosen = [i for i, found in enumerate(bits) if found == width]
+            if chosen:
+                names = _WIDE if width == 32 else _QUANTIZED
+                moments = [[states[i][name] for i in chosen] for name in names]
+                self._step(
+                    [params[i] for i in chosen],
+                    [grads[i] for i in chosen],
+                    moments,
+                    [states[i] for i in chosen],
+                    group,
+                    lr,
+                )
+        for i, found in enumerate(bits):
+            if found == 4:
+                m, v = self.moments(states[i], tuple(params[i].shape))
+                self._step([params[i]], [grads[i]], [[m], [v]], [states[i]], group, lr)
+                for name, value in self.stored(states[i], m, v).items():
+                    states[i][name].copy_(value)
+
+    def _step(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        states: list[dict[str, Any]],
+        group: dict[str, Any],
+        lr: Tensor,
+    ) -> None:
+        rule = ops.adamw_step_ if len(moments) == 2 else ops.adamw8bit_step_
+        rule(
+            params,
+            grads,
+            *moments,
+            *([state[name] for state in states] for name in _RECORD),
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            eps_mode=self.eps_mode,
+            decay=self.decay,
+            seed=group["seed"],
+            tensor_ids=[state["tensor_id"] for state in states],
+            rounding=group["rounding"],
+        )
