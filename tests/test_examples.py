@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frugalore.pretrain import REGISTRY
@@ -63,6 +64,9 @@ def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
     given = {
         "model": LlamaForCausalLM(config),
         "batches": [{"input_ids": tokens, "labels": tokens}] * 2,
+        "Trainer": transformers.Trainer,
+        "args": transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=2),
+        "data": [{"input_ids": row, "labels": row} for row in tokens],
     }
     blocks = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1:]
     training, *others = (block.partition("```")[0] for block in blocks)
@@ -71,3 +75,5 @@ def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in others:
         exec(block, given)
+        if "trainer" in given:
+            given.pop("trainer").train()

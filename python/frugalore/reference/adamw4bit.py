@@ -34,7 +34,7 @@ def map4bit(signed: bool) -> Tensor:
 
 
 def quantize_moment4(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """Of a float32 tensor: packed codes uint8 ``[ceil(numel / 2)]``, absmax float32 ``[ceil(numel / 128)]``."""
+    """Packed codes, uint8 ``[ceil(numel / 2)]``, and absmax, float32 ``[ceil(numel / 128)]``."""
     flat = x.flatten()
     blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
     absmax = blocks.abs().amax(1)
