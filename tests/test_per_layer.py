@@ -94,7 +94,7 @@ def test_accumulation_is_the_sum_of_projections():
             loss_of(model, 3 * number + k).backward()
             if k < 2:
                 state = optimizer.state[weight]
-                project = optimizer._subspace.project
+                project = optimizer._treatments[0].subspace.project
                 group = optimizer.param_groups[handle._group_of[weight]]
                 expected = sum(project(g, state, group) for g in parts)
                 torch.testing.assert_close(handle._accumulated[weight], expected, rtol=1e-4, atol=1e-6)

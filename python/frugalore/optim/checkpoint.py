@@ -7,23 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from frugalore.weights.int8_weight import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from frugalore.optim.engine import SubspaceOptimizer
 
 #: Version of the layout of the state; in every param group.
 FORMAT = 2
-
-_NUMBERS = {
-    "calls": int,
-    "gap": int,
-    "offset": int,
-    "similarity": float,
-    "refreshes": int,
-    "similarities": list,
-    "refresh_again": bool,
-}
 
 
 def check_keys(state_dict: Any) -> None:
@@ -46,7 +35,7 @@ def check(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> None:
         _check_group(optimizer, index, group, saved)
         for p, key in zip(group["params"], saved["params"], strict=True):
             if key in state_dict["state"]:
-                _check_state(optimizer, p, state_dict["state"][key], saved)
+                _check_state(optimizer, p, state_dict["state"][key], saved, group["params"])
     if state_dict.get("per_layer"):
         _check_per_layer(optimizer, state_dict["per_layer"], saved_groups)
 
@@ -72,9 +61,10 @@ def _check_group(
         raise ValueError(
             f"param group {index}: {len(group['params'])} parameters expected, got {len(saved['params'])}"
         )
-    if ("rank" in group) != ("rank" in saved):
+    marker = optimizer.marker
+    if (marker in group) != (marker in saved):
         raise ValueError(
-            f"param group {index}: rank {group.get('rank')} expected, got {saved.get('rank')} in the state"
+            f"param group {index}: {marker} {group.get(marker)} expected, got {saved.get(marker)} in the state"
         )
     missing = sorted(optimizer.option_names(group) - saved.keys())
     if missing:
@@ -91,12 +81,21 @@ def _check_group(
 
 
 def _check_state(
-    optimizer: SubspaceOptimizer, p: Tensor, state: dict[str, Any], saved: dict[str, Any]
+    optimizer: SubspaceOptimizer,
+    p: Tensor,
+    state: dict[str, Any],
+    saved: dict[str, Any],
+    params: list[Tensor],
 ) -> None:
     if not state:
         return
-    name = optimizer._names[p]
-    expected = optimizer.expected_state(p, saved)
+    name, treatment = optimizer._names[p], optimizer.treatment(saved)
+    for key, kind in ({"tensor_id": int} | treatment.numbers).items():
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"{name}: {key} as {kind.__name__} expected, got {state.get(key)!r}")
+    treatment.check_numbers(name, state)
+    # The loaded group has no parameters yet; those it is for have the same places in the present one.
+    expected = treatment.state_shapes(p, {**saved, "params": params}, state)
     tensors = {key for key, value in state.items() if isinstance(value, Tensor)}
     if tensors != expected.keys():
         raise ValueError(f"{name}: state {sorted(expected)} expected, got {sorted(tensors)}")
@@ -107,12 +106,6 @@ def _check_state(
             )
         if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
             raise ValueError(f"{name}: {key} has a NaN or infinite element")
-    numbers = {"tensor_id": int} | (_NUMBERS if "rank" in saved else {})
-    for key, kind in numbers.items():
-        if not isinstance(state.get(key), kind):
-            raise ValueError(f"{name}: {key} as {kind.__name__} expected, got {state.get(key)!r}")
-    if state.get("gap", 1) < 1:
-        raise ValueError(f"{name}: gap as a positive integer expected, got {state['gap']}")
 
 
 def _check_per_layer(
@@ -138,9 +131,7 @@ def _check_per_layer(
         raise ValueError("per_layer: accumulated gradients of parameters that got none")
     for index, value in accumulated.items():
         p, saved = params[index]
-        in_subspace = "rank" in saved
-        shape = optimizer._subspace.low_rank_shape(p.shape, saved) if in_subspace else p.shape
-        dtypes = (torch.float32,) if in_subspace else FLOAT_DTYPES
+        shape, dtypes = optimizer.treatment(saved).kept_shape(p, saved)
         if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in dtypes:
             got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
             name = optimizer._names[p]

@@ -35,23 +35,37 @@ def check_write_options(group: dict[str, Any]) -> None:
         raise ValueError(f"seed: a 64-bit integer expected, got {group['seed']!r}")
     if group["rounding"] not in ("stochastic", "nearest"):
         raise ValueError(f"rounding: 'stochastic' or 'nearest' expected, got {group['rounding']!r}")
-    if "rank" in group and not (isinstance(group["scale"], numbers.Real) and math.isfinite(group["scale"])):
-        raise ValueError(f"scale: a finite number expected, got {group['scale']!r}")
 
 
-def check_parameter(name: str, p: Tensor, group: dict[str, Any]) -> None:
-    """TypeError or ValueError, naming the parameter, unless a group like ``group`` can train it."""
+def check_parameter(name: str, p: Tensor) -> None:
+    """TypeError or ValueError, naming the parameter, unless an optimizer can train it."""
     if type(p) not in (torch.nn.Parameter, Tensor, Int8Weight):
         raise TypeError(f"{name}: a torch.nn.Parameter or Int8Weight expected, got {type(p).__name__}")
     if p.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: dtype float32, bfloat16 or float16 expected, got {p.dtype}")
     if not p.is_contiguous():
         raise ValueError(f"{name}: a contiguous parameter expected, got strides {p.stride()}")
-    if "rank" in group and (p.dim() < 2 or p.numel() == 0):
+
+
+def check_matrix(name: str, p: Tensor, marker: str) -> None:
+    """ValueError, naming the parameter, unless it has the dimensions that a group with ``marker`` needs."""
+    if p.dim() < 2 or p.numel() == 0:
         raise ValueError(
-            f"{name}: two dimensions or more expected in a group with rank, got shape {tuple(p.shape)}; "
-            "put it into a group without rank"
+            f"{name}: two dimensions or more expected in a group with {marker}, got shape {tuple(p.shape)}; "
+            f"put it into a group without {marker}"
         )
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """ValueError, naming the option, unless its value is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}: one of {', '.join(allowed)} expected, got {value!r}")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """ValueError, naming the option, unless its value is a finite number of zero or more."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < math.inf:
+        raise ValueError(f"{name}: zero or more expected, got {value!r}")
 
 
 def check_unique(params: Any, known: dict[Tensor, str]) -> None:

@@ -1,30 +1,27 @@
 """The engine: one step loop for every optimizer of the library.
 
-    G = inside(G) + outside(G);   inside -> state-full rule;   weight <- one fused write
+    G = inside(G) + outside(G);   inside -> state-full rule;   outside -> state-free rule;   one fused write
 
-A preset names the parts: a subspace (how the inside is chosen and stored), a rule for the inside, the
-conventions of its source. Parameters in a group with ``rank`` go through the subspace; the others are moved
-whole by the same rule, all of a group in one launch.
+A preset names the parts: a rule for the inside with its conventions, and the treatments of its groups: in a
+low-rank subspace (:mod:`frugalore.optim.low_rank`), in one of coordinates (:mod:`~frugalore.optim.coordinates`), or whole
+(:mod:`~frugalore.optim.whole`). A group with the treatment's marker (``rank``, ``density``) goes through the subspace; the
+others are moved whole by the same rule.
 
-One step of a matrix: refresh the basis if its schedule says so; R = project(G); direction = rule(R);
-write(W, back(direction)). Nothing waits for the device: the learning rate, the step count and the decision to
-skip a non-finite gradient are read and made there.
+Nothing waits for the device: the learning rate, the step count and the decision to skip a non-finite gradient
+are read and made there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from frugalore import ops
 from frugalore.optim import checkpoint, checks
-from frugalore.rules import AdamW
-from frugalore.subspace import RefreshSchedule, SvdSubspace, matrix_shape
-from frugalore.weights.int8_weight import Int8Weight
-from frugalore.weights.write import descend_
+from frugalore.optim.treatment import Item, Treatment
+from frugalore.optim.whole import Whole
 
 if TYPE_CHECKING:
     from frugalore.optim.per_layer import PerLayerUpdates
@@ -39,41 +36,28 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     Args:
         params: parameters, ``(name, parameter)`` pairs or groups of them (:func:`frugalore.param_groups`).
         defaults: of every group.
-        subspace_defaults: of every group that has ``rank``.
-        subspace, inside: the parts.
-        seed: of all randomness (stochastic rounding, sketches). Default: drawn from torch's generator, so
-            ``torch.manual_seed`` governs. It is part of the state.
+        treatments: of groups in a subspace. All have one marker, one rule and the same defaults; the first
+            that takes a group treats it.
+        seed: of all randomness (stochastic rounding, sketches, selections). Default: drawn from torch's
+            generator, so ``torch.manual_seed`` governs. It is part of the state.
 
     State is tensors, numbers and lists of numbers; ``torch.load(weights_only=True)`` reads it.
     """
 
-    _COPIED = (
-        "_option_names",
-        "_subspace_defaults",
-        "_subspace",
-        "_inside",
-        "_schedule",
-        "_names",
-        "_tensor_ids",
-        "_layouts",
-    )
+    _COPIED = ("_option_names", "_treatments", "_whole", "_names", "_tensor_ids", "_layouts")
 
     def __init__(
         self,
         params: Iterable,
         defaults: dict[str, Any],
         *,
-        subspace_defaults: dict[str, Any],
-        subspace: SvdSubspace,
-        inside: AdamW,
+        treatments: Sequence[Treatment],
         seed: int | None = None,
     ):
         if seed is None:
             seed = int(torch.randint(2**62, ()).item())
-        self._subspace_defaults = subspace_defaults
-        self._subspace = subspace
-        self._inside = inside
-        self._schedule = RefreshSchedule()
+        self._treatments = tuple(treatments)
+        self._whole = Whole(treatments[0].inside)
         self._names: dict[Tensor, str] = {}
         self._tensor_ids: dict[Tensor, int] = {}
         self._layouts: dict[Tensor, dict[str, Any]] = {}
@@ -87,15 +71,27 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     # ---- groups -------------------------------------------------------------------------------------
 
+    @property
+    def marker(self) -> str:
+        """The key that puts a group into the subspace."""
+        return self._treatments[0].marker
+
+    def treatment(self, group: dict[str, Any]) -> Treatment:
+        """Of a group with all its options."""
+        if self.marker not in group:
+            return self._whole
+        return next(treatment for treatment in self._treatments if treatment.takes(group))
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch. A group with ``rank`` trains in the subspace and takes the subspace's options."""
+        """As in torch. A group with the marker trains in the subspace and takes the subspace's options."""
         group = dict(param_group)
-        if "rank" in group:
-            group = self._subspace_defaults | group
+        if self.marker in group:
+            group = self._treatments[0].defaults | group
         unknown = sorted(group.keys() - self.option_names(group) - _NO_OPTIONS)
         if unknown:
-            kind = "with" if "rank" in group else "without"
-            checks.warn(f"param group: {', '.join(unknown)}: no option of a group {kind} rank; ignored")
+            kind = "with" if self.marker in group else "without"
+            names = ", ".join(unknown)
+            checks.warn(f"param group: {names}: no option of a group {kind} {self.marker}; ignored")
         self._check_options(self.defaults | group)
         checks.check_unique(group["params"], self._names)
         super().add_param_group(group)
@@ -103,30 +99,27 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         names = group.get("param_names") or [
             f"parameter {len(self._names) + i}" for i in range(len(group["params"]))
         ]
+        ordinals = [len(self._tensor_ids) + i for i in range(len(names))]
         try:
             if len(set(group["params"])) < len(group["params"]):
                 raise ValueError("params: a parameter is twice in one group")
             for name, p in zip(names, group["params"], strict=True):
-                checks.check_parameter(name, p, group)
+                self._check_parameter(name, p, group)
+            self.treatment(group).joined(group, names, ordinals)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        if "rank" in group:
-            checks.warn_of_small_matrices(names, group)
         taken = set(self._names.values())
-        for name, p in zip(names, group["params"], strict=True):
+        for name, p, ordinal in zip(names, group["params"], ordinals, strict=True):
             self._names[p] = f"{name} (group {len(self.param_groups) - 1})" if name in taken else name
-            self._tensor_ids[p] = len(self._tensor_ids)
+            self._tensor_ids[p] = ordinal
         self._remember_layouts([group])
         if self._per_layer is not None:
             self._per_layer._hook_parameters()
 
     def _layout(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options that the state was made for."""
-        names = self._inside.LAYOUT_OPTIONS
-        if "rank" in group:
-            names = (*names, *self._subspace.LAYOUT_OPTIONS, *self._schedule.LAYOUT_OPTIONS)
-        return {name: group[name] for name in names}
+        return {name: group[name] for name in self.treatment(group).layout_options(group)}
 
     def _remember_layouts(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
@@ -134,10 +127,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         checks.check_write_options(group)
-        self._inside.check_options(group)
-        if "rank" in group:
-            self._subspace.check_options(group)
-            self._schedule.check_options(group)
+        self.treatment(group).check_options(group)
+
+    def _check_parameter(self, name: str, p: Tensor, group: dict[str, Any]) -> None:
+        checks.check_parameter(name, p)
+        self.treatment(group).check_parameter(name, p, group)
 
     # ---- the step -----------------------------------------------------------------------------------
 
@@ -145,8 +139,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update of every parameter that has a gradient. Gradients stay as they are.
 
-        A non-finite gradient never reaches weights or state: a matrix in the subspace skips the whole update,
-        a whole parameter the elements concerned. :meth:`statistics` counts them.
+        A non-finite gradient never reaches weights or state: a matrix in a low-rank subspace skips the whole
+        update, any other parameter the elements concerned. :meth:`statistics` counts them.
 
         With :func:`frugalore.per_layer_updates` it closes the round instead.
         """
@@ -159,21 +153,26 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 loss = closure()
         self._check_step()
         for index, group in enumerate(self.param_groups):
-            whole = []
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if "rank" in group:
-                    self._write_matrix(p, self._inside_of(p, p.grad, group), group, self._lr(index, p.device))
-                elif isinstance(p, Int8Weight):
-                    self._write_matrix(p, p.grad.clone(), group, self._lr(index, p.device))
-                else:
-                    whole.append(p)
-            for device in {p.device for p in whole}:
-                params = [p for p in whole if p.device == device]
-                grads = [p.grad.contiguous() for p in params]
-                self._move_whole(params, grads, group, self._lr(index, device))
+            treatment = self.treatment(group)
+            for batch in treatment.batches([p for p in group["params"] if p.grad is not None]):
+                items = [Item(p, self._keep(p, p.grad, group), self.state[p]) for p in batch]
+                treatment.move(items, group, self._lr(index, batch[0].device), owned=False)
+        self._end_step()
         return loss
+
+    def _end_step(self) -> None:
+        for group in self.param_groups:
+            self.treatment(group).end_step(group)
+
+    def _keep(self, p: Tensor, grad: Tensor, group: dict[str, Any], *, first: bool = True) -> Tensor:
+        """What of a gradient the move of ``p`` needs; see :meth:`Treatment.keep`."""
+        return self.treatment(group).keep(p, grad, self._state_of(p, group), group, first=first)
+
+    def _move(self, p: Tensor, kept: Tensor, index: int) -> None:
+        """Move one parameter by what was kept, which is overwritten."""
+        group = self.param_groups[index]
+        item = Item(p, kept, self._state_of(p, group))
+        self.treatment(group).move([item], group, self._lr(index, p.device), owned=True)
 
     def _leave_per_layer_state(self) -> None:
         if self._per_layer_waiting is not None and self._per_layer_waiting["gradients"]:
@@ -206,7 +205,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 self._raise_changed(p, layout)
 
     def _check_gradient(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        checks.check_parameter(self._names[p], p, group)
+        self._check_parameter(self._names[p], p, group)
         checks.check_gradient(self._names[p], grad)
 
     def _raise_changed(self, p: Tensor, layout: dict[str, Any]) -> None:
@@ -217,69 +216,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             f"change, got {layout.get(option)!r}"
         )
 
-    def _inside_of(self, p: Tensor, grad: Tensor, group: dict[str, Any], *, first: bool = True) -> Tensor:
-        """What of a gradient the rule gets: R in a group with ``rank``, the gradient itself elsewhere.
-
-        Args:
-            first: whether the gradient opens a call of the parameter. If not, the basis stays, unless its
-                refresh failed so far: what was projected in this call is zero or not finite then.
-        """
-        grad = grad.contiguous()
-        if "rank" not in group:
-            return grad
-        grad = grad.view(matrix_shape(grad.shape))
-        state = self._state_of(p, group)
-        if self._schedule.due(state, group) if first else self._schedule.failed(state):
-            self._refresh(grad, state, group)
-        state["calls"] += first
-        return self._subspace.project(grad, state, group)
-
-    def _refresh(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        iterations = self._schedule.power_iterations(state)
-        similarity, turn = self._subspace.refresh(grad, state, group, iterations)
-        shape = self._subspace.low_rank_shape(grad.shape, group)
-        if turn is not None and group["moments_at_refresh"] == "rotate":
-            self._inside.rotate_(state, turn, shape)
-        elif turn is not None:
-            fresh = self._inside.initial_state(shape, group, grad.device)
-            del fresh["progress"]  # counts updates, and so names the random numbers of the next write
-            turn.replace_(state, fresh)
-        self._schedule.refreshed(state, group, similarity)
-
-    def _write_matrix(self, p: Tensor, inside: Tensor, group: dict[str, Any], lr: Tensor) -> None:
-        """Move a matrix; ``inside`` is overwritten."""
-        state = self._state_of(p, group)
-        in_subspace = "rank" in group
-        step = ops.Step(
-            lr=self._inside.learning_rate(p, state, group, lr),
-            progress=state["progress"],
-            alpha=-float(group["scale"]) if in_subspace else -1.0,
-            weight_decay=group["weight_decay"],
-            decay=self._inside.decay,
-            seed=group["seed"],
-            tensor_id=state["tensor_id"],
-            rounding=group["rounding"],
-        )
-        direction = self._inside.direction_(inside, state, group)
-        if not in_subspace:
-            return descend_(p, direction, step)
-        direction, basis, side = self._subspace.way_back(direction, state, group, p.shape)
-        return descend_(p, direction, step, basis, side, group["quant_group_size"])
-
-    def _move_whole(
-        self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], lr: Tensor
-    ) -> None:
-        states = [self._state_of(p, group) for p in params]
-        self._inside.step_([p.detach() for p in params], grads, states, group, lr)
-
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = self.state[p]
         if not state:
-            shape = self._subspace.low_rank_shape(p.shape, group) if "rank" in group else p.shape
-            state["tensor_id"] = self._tensor_ids[p]
-            state.update(self._inside.initial_state(shape, group, p.device))
-            if "rank" in group:
-                state.update(self._schedule.initial_state(group, self._tensor_ids[p]))
+            ordinal = self._tensor_ids[p]
+            state["tensor_id"] = ordinal
+            state.update(self.treatment(group).initial_state(p, group, ordinal))
         return state
 
     def _lr(self, index: int, device: torch.device) -> Tensor:
@@ -302,7 +244,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What ``copy`` and ``pickle`` take along; torch's own leaves out whatever a subclass adds."""
-        self._schedule.settle_all()
+        self._settle()
         own = {name: value for name, value in self.__dict__.items() if name in self._COPIED}
         # Hooks stay with the parameters they are on; per_layer_updates() on the copy takes the state over.
         fresh = {"_lr_tensors": {}, "_lr_values": {}, "_per_layer": None}
@@ -320,7 +262,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
         The key ``per_layer`` holds the state of :func:`frugalore.per_layer_updates`, where there is one.
         """
-        self._schedule.settle_all()
+        self._settle()
         per_layer = self._per_layer_state()
         return super().state_dict() | ({} if per_layer is None else {"per_layer": per_layer})
 
@@ -346,11 +288,14 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             return {**changed, "state": {}}
 
         def install(_: Any) -> None:
-            self._schedule.forget()
+            for treatment in self._treatments:
+                treatment.forget()
             self._lr_values.clear()
             self._remember_layouts(self.param_groups)
             self.state.clear()
             self.state.update(placed)
+            for group in self.param_groups:
+                self.treatment(group).loaded(group)
             self._per_layer_waiting = per_layer or None
             if self._per_layer is not None:
                 self._per_layer._install(self._per_layer_waiting)
@@ -368,16 +313,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def option_names(self, group: dict[str, Any]) -> set[str]:
         """What every group like ``group`` holds besides its parameters."""
-        return {*self._option_names, *(("rank", *self._subspace_defaults) if "rank" in group else ())}
+        marked = self.marker in group
+        return {*self._option_names, *((self.marker, *self._treatments[0].defaults) if marked else ())}
 
-    def expected_state(
-        self, p: Tensor, group: dict[str, Any]
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each state tensor of ``p`` under the options of ``group``."""
-        if "rank" not in group:
-            return self._inside.state_shapes(tuple(p.shape), group)
-        shapes = self._inside.state_shapes(self._subspace.low_rank_shape(p.shape, group), group)
-        return shapes | self._subspace.state_shapes(p.shape, group)
+    def _settle(self) -> None:
+        for treatment in self._treatments:
+            treatment.settle()
 
     # ---- what it knows ------------------------------------------------------------------------------
 
@@ -401,10 +342,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def statistics(self) -> dict[str, dict[str, int]]:
         """For each parameter, by name: ``applied`` and ``skipped`` updates (elements, for a parameter that is
         moved whole), and in the subspace ``refreshes`` and the present ``gap``. Waits for the device."""
-        self._schedule.settle_all()
+        self._settle()
         result = {}
         for p, state in self.state.items():
             applied, skipped, _ = state["progress"].tolist()
-            known = {name: state[name] for name in ("refreshes", "gap") if name in state}
+            known = {name: state[name] for name in ("refreshes", "gap", "period") if name in state}
             result[self._names[p]] = {"applied": applied, "skipped": skipped, **known}
         return result

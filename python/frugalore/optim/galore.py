@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from frugalore.optim.engine import SubspaceOptimizer
+from frugalore.optim.low_rank import LowRank
 from frugalore.rules import AdamW
 from frugalore.subspace import SvdSubspace
 
@@ -71,9 +72,7 @@ class GaLoreAdamW(SubspaceOptimizer):
                 "state_bits": state_bits,
                 "rounding": rounding,
             },
-            subspace_defaults=SUBSPACE_DEFAULTS,
-            subspace=SvdSubspace(),
-            inside=AdamW(eps_mode="raw", decay="after"),
+            treatments=(LowRank(AdamW(eps_mode="raw", decay="after"), SUBSPACE_DEFAULTS, SvdSubspace()),),
             seed=seed,
         )
 
@@ -107,8 +106,6 @@ class GaLoreAdamW8bit(SubspaceOptimizer):
                 "state_bits": state_bits,
                 "rounding": rounding,
             },
-            subspace_defaults=SUBSPACE_DEFAULTS,
-            subspace=SvdSubspace(),
-            inside=AdamW(eps_mode="corrected", decay="after"),
+            treatments=(LowRank(AdamW(eps_mode="corrected", decay="after"), SUBSPACE_DEFAULTS, SvdSubspace()),),
             seed=seed,
         )

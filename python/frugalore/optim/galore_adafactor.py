@@ -8,6 +8,7 @@ from torch import Tensor
 
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.optim.galore import SUBSPACE_DEFAULTS
+from frugalore.optim.low_rank import LowRank
 from frugalore.rules import Adafactor
 from frugalore.subspace import SvdSubspace
 
@@ -75,8 +76,6 @@ class GaLoreAdafactor(SubspaceOptimizer):
                 "warmup_init": warmup_init,
                 "rounding": rounding,
             },
-            subspace_defaults=SUBSPACE_DEFAULTS,
-            subspace=SvdSubspace(),
-            inside=Adafactor(),
+            treatments=(LowRank(Adafactor(), SUBSPACE_DEFAULTS, SvdSubspace()),),
             seed=seed,
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.optim.galore import SUBSPACE_DEFAULTS
+from frugalore.optim.low_rank import LowRank
 from frugalore.rules import Lion
 from frugalore.subspace import SvdSubspace
 
@@ -52,8 +53,6 @@ class GaLoreLion(SubspaceOptimizer):
                 "state_bits": state_bits,
                 "rounding": rounding,
             },
-            subspace_defaults=SUBSPACE_DEFAULTS,
-            subspace=SvdSubspace(),
-            inside=Lion(),
+            treatments=(LowRank(Lion(), SUBSPACE_DEFAULTS, SvdSubspace()),),
             seed=seed,
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from frugalore.optim.engine import SubspaceOptimizer
 from frugalore.optim.galore import SUBSPACE_DEFAULTS
+from frugalore.optim.low_rank import LowRank
 from frugalore.rules import SGDM
 from frugalore.subspace import SvdSubspace
 
@@ -56,8 +57,6 @@ class GaLoreSGDM(SubspaceOptimizer):
                 "state_bits": state_bits,
                 "rounding": rounding,
             },
-            subspace_defaults=SUBSPACE_DEFAULTS,
-            subspace=SvdSubspace(),
-            inside=SGDM(),
+            treatments=(LowRank(SGDM(), SUBSPACE_DEFAULTS, SvdSubspace()),),
             seed=seed,
         )

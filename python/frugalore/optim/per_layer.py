@@ -19,7 +19,6 @@ from torch import Tensor
 
 from frugalore.optim.checkpoint import check_rounds_agree
 from frugalore.optim.engine import SubspaceOptimizer
-from frugalore.weights.int8_weight import Int8Weight
 
 
 def per_layer_updates(
@@ -143,7 +142,7 @@ class PerLayerUpdates:
             optimizer._check_group(index, [p])
         optimizer._check_gradient(p, grad, group)
 
-        value = optimizer._inside_of(p, grad, group, first=seen == 0)
+        value = optimizer._keep(p, grad, group, first=seen == 0)
         norm = None
         if self.accumulation_steps == 1:
             norm = self._norm(grad)
@@ -156,8 +155,6 @@ class PerLayerUpdates:
             self._accumulated[p] = value
 
     def _move(self, p: Tensor, value: Tensor, norm: Tensor | None = None) -> None:
-        index = self._group_of[p]
-        group = self._optimizer.param_groups[index]
         if self.max_norm is not None:
             norm = self._norm(value) if norm is None else norm
             if self.max_norm < math.inf:
@@ -165,11 +162,7 @@ class PerLayerUpdates:
             square = norm.double().square_()
             known = self._squares.get(p.device)
             self._squares[p.device] = square if known is None else known.add_(square)
-        lr = self._optimizer._lr(index, p.device)
-        if "rank" in group or isinstance(p, Int8Weight):
-            self._optimizer._write_matrix(p, value, group, lr)
-        else:
-            self._optimizer._move_whole([p], [value], group, lr)
+        self._optimizer._move(p, value, self._group_of[p])
 
     # ---- the norm -----------------------------------------------------------------------------------
 
@@ -227,6 +220,8 @@ class PerLayerUpdates:
             self._move(p, self._accumulated.pop(p))
         self._close_norm()
         self._gradients = {}
+        self._optimizer._end_step()
+        self._hook_parameters()  # those that thawed for the next period
 
     def discard(self) -> None:
         """Drop what was accumulated and begin a new round. What has moved, has moved."""

@@ -69,15 +69,17 @@ class RefreshSchedule:
     Group options: ``update_proj_gap``, ``stagger``, ``cos_threshold``, ``gamma_proj``, ``queue_size``.
     """
 
-    #: The first gap and the offset are part of the state from the first call on.
-    LAYOUT_OPTIONS = ("update_proj_gap", "stagger")
-
-    def __init__(self) -> None:
+    def __init__(self, gap_option: str = "update_proj_gap") -> None:
+        """Args: gap_option: the group option that holds the first gap."""
+        self._gap_option = gap_option
         self._pending: dict[int, tuple[dict[str, Any], dict[str, Any], PendingScalar]] = {}
 
-    @staticmethod
-    def check_options(group: dict[str, Any]) -> None:
-        for name in ("update_proj_gap", "queue_size"):
+    def layout_options(self) -> tuple[str, ...]:
+        """The first gap and the offset are part of the state from the first call on."""
+        return (self._gap_option, "stagger")
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        for name in (self._gap_option, "queue_size"):
             check_positive_integer(name, group[name])
         threshold = group["cos_threshold"]
         if threshold is not None and not (isinstance(threshold, Real) and math.isfinite(threshold)):
@@ -87,10 +89,9 @@ class RefreshSchedule:
         if not isinstance(group["gamma_proj"], Real) or not 1.0 <= group["gamma_proj"] < math.inf:
             raise ValueError(f"gamma_proj: 1 or more expected, got {group['gamma_proj']!r}")
 
-    @staticmethod
-    def initial_state(group: dict[str, Any], ordinal: int) -> dict[str, Any]:
+    def initial_state(self, group: dict[str, Any], ordinal: int) -> dict[str, Any]:
         """Args: ordinal: of the parameter in its optimizer."""
-        gap = int(group["update_proj_gap"])
+        gap = int(group[self._gap_option])
         return {
             "calls": 0,
             "gap": gap,

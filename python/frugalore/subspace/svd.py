@@ -151,10 +151,17 @@ class SvdSubspace:
             return ops.Int4Groups(state[name], state[f"{name}_scale"], state[f"{name}_zero"])
         return state[name]
 
-    def project(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """R of a matrix ``grad``."""
+    def project(
+        self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], *, exactly: bool = False
+    ) -> Tensor:
+        """R of a matrix ``grad``.
+
+        Args:
+            exactly: in float32 whatever the gradient's dtype, for a residual ``G - back(R)``.
+        """
         size = group["quant_group_size"]
-        r = ops.project(grad, self._stored(state), side=self._side(grad.shape, group), group_size=size)
+        project = ops.split_project if exactly else ops.project
+        r = project(grad, self._stored(state), side=self._side(grad.shape, group), group_size=size)
         if group["proj_type"] == "full":
             r = ops.project(r, self._stored(state, "basis_left"), side="left", group_size=size)
         return r

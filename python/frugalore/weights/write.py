@@ -10,6 +10,14 @@ from frugalore.ops.projection import Basis
 from frugalore.weights.int8_weight import Int8Weight
 
 
+def stored_weight(weight: Tensor) -> tuple[Tensor | ops.Int8Groups, int]:
+    """What the ops write of a parameter, as a matrix of its first dimension by all others (a vector: of one
+    row), and the size of its groups."""
+    if isinstance(weight, Int8Weight):
+        return ops.Int8Groups(weight.codes, weight.scale, weight.zero), weight.group_size
+    return weight.detach().flatten(1) if weight.dim() > 1 else weight.detach().view(1, -1), 256
+
+
 def descend_(
     weight: Tensor,
     direction: Tensor,
