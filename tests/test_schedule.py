@@ -26,7 +26,8 @@ def _published(similarities, calls, gap=200, threshold=0.4, gamma=2, size=5):
 
 
 def _ours(similarities, calls, group):
-    schedule, state = RefreshSchedule(), RefreshSchedule.initial_state(group, 0)
+    schedule = RefreshSchedule()
+    state = schedule.initial_state(group, 0)
     refreshes = []
     for call in range(calls):
         if schedule.due(state, group):
@@ -58,7 +59,8 @@ def test_a_fixed_gap_never_grows():
 
 
 def test_a_refresh_that_failed_is_tried_again_and_not_counted():
-    schedule, state = RefreshSchedule(), RefreshSchedule.initial_state(GROUP, 0)
+    schedule = RefreshSchedule()
+    state = schedule.initial_state(GROUP, 0)
     for value in (float("nan"), float("nan"), 1.0):
         assert schedule.due(state, GROUP)
         schedule.refreshed(state, GROUP, torch.tensor(value))
@@ -78,4 +80,4 @@ def test_a_refresh_that_failed_is_tried_again_and_not_counted():
 )
 def test_bad_options(option, value):
     with pytest.raises(ValueError, match=option):
-        RefreshSchedule.check_options({**GROUP, option: value})
+        RefreshSchedule().check_options({**GROUP, option: value})

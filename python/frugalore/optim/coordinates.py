@@ -15,7 +15,7 @@ from frugalore.optim import checks
 from frugalore.optim.treatment import Group, Item, State, Treatment
 from frugalore.rules.outside import INACTIVE_UPDATE_RULES
 from frugalore.subspace import matrix_shape
-from frugalore.subspace.active_blocks import ActiveBlocks
+from frugalore.optim.active_blocks import ActiveBlocks
 from frugalore.subspace.coordinate_turn import CoordinateTurn
 from frugalore.subspace.coordinates import selection_of
 from frugalore.subspace.options import check_positive_integer

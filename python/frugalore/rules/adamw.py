@@ -114,6 +114,22 @@ class AdamW:
         Turn(None, None, usable=state["progress"][2] == 1).replace_(state, self.stored(state, m, v))
         return direction
 
+    @staticmethod
+    def is_fusable(state: dict[str, Any]) -> bool:
+        """Whether :func:`frugalore.ops.split_step_` can move a parameter with this state."""
+        return "exp_avg_absmax" not in state
+
+    def split_arguments(self, states: list[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+        """What :func:`frugalore.ops.split_step_` takes of this rule."""
+        return {
+            "rule": "adamw",
+            "moments": tuple([state[name] for state in states] for name in _WIDE),
+            "beta_powers": [state["beta_powers"] for state in states],
+            "betas": group["betas"],
+            "eps": group["eps"],
+            "eps_mode": self.eps_mode,
+        }
+
     @classmethod
     def moments(cls, state: dict[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Both moments in float32, in the shape of the parameter or projected gradient."""

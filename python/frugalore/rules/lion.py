@@ -16,6 +16,7 @@ class Lion(MomentumRule):
     State of a parameter: ``exp_avg``, float32; ``progress``.
     """
 
+    NAME: ClassVar = "lion"
     BUFFER: ClassVar = "exp_avg"
     RULE_OPTIONS: ClassVar = ("betas",)
     DIRECTION: ClassVar = staticmethod(ops.lion_direction_)

@@ -21,6 +21,7 @@ class MomentumRule:
 
     decay: ClassVar = "before"
     LAYOUT_OPTIONS: ClassVar = ("state_bits",)
+    NAME: ClassVar[str]
     BUFFER: ClassVar[str]
     #: Group options that are keyword arguments of the ops.
     RULE_OPTIONS: ClassVar[tuple[str, ...]]
@@ -60,6 +61,16 @@ class MomentumRule:
         """Replace a projected gradient by its direction; a non-finite one by zeros, counted as skipped."""
         options = {name: group[name] for name in self.RULE_OPTIONS}
         return self.DIRECTION(r, state[self.BUFFER], state["progress"], **options)
+
+    @staticmethod
+    def is_fusable(state: dict[str, Any]) -> bool:
+        """Whether :func:`frugalore.ops.split_step_` can move a parameter with this state."""
+        return True
+
+    def split_arguments(self, states: list[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+        """What :func:`frugalore.ops.split_step_` takes of this rule."""
+        options = {name: group[name] for name in self.RULE_OPTIONS}
+        return {"rule": self.NAME, "moments": ([state[self.BUFFER] for state in states],), **options}
 
     def rotate_(self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...]) -> None:
         """Carry the buffer from an old basis into a new one."""

@@ -19,6 +19,7 @@ class SGDM(MomentumRule):
     State of a parameter: ``momentum_buffer``, float32; ``progress``.
     """
 
+    NAME: ClassVar = "sgdm"
     BUFFER: ClassVar = "momentum_buffer"
     RULE_OPTIONS: ClassVar = ("momentum", "dampening", "nesterov")
     DIRECTION: ClassVar = staticmethod(ops.sgdm_direction_)

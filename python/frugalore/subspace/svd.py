@@ -75,8 +75,12 @@ class SvdSubspace:
     LAYOUT_OPTIONS = ("rank", "proj_type", "quant", "quant_n_bit", "quant_group_size", "similarity")
 
     @staticmethod
-    def check_options(group: dict[str, Any]) -> None:
+    def check_rank(group: dict[str, Any]) -> None:
         check_positive_integer("rank", group["rank"])
+
+    @classmethod
+    def check_options(cls, group: dict[str, Any]) -> None:
+        cls.check_rank(group)
         choices = {
             "proj_type": PROJ_TYPES,
             "moments_at_refresh": MOMENTS_AT_REFRESH,
