@@ -4,12 +4,17 @@
 * Q-GaLore with INT8 weights: a clone of https://github.com/VITA-Group/Q-GaLore (its package on PyPI lacks
   ``utils``). Its optimizer was written for bitsandbytes 0.43; here only its calls are adapted to the
   bitsandbytes that is installed, and its waits for a GPU are left out. No arithmetic is touched.
+* FRUGAL: a clone of https://github.com/fzmushko/FRUGAL (it is on no index), and transformers. A private name of
+  torch that it imports, and that torch no longer has, is given back.
+* BAdam: ``pip install --no-deps badam==1.4``, and transformers.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +144,64 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Frugal:
+    """The published FRUGAL from a clone of its repository.
+
+    ``Block...``, ``Coord...`` and ``Galore...`` ``AdamW`` and ``Lion`` are its attributes. Its momentum buffers of
+    ``...SGD`` begin with the weights, and its default rule of the training script is no rule: use neither.
+
+    Args:
+        repository: the clone's folder. Default: the environment variable ``FRUGALORE_FRUGAL_REPOSITORY``.
+
+    Raises:
+        FileNotFoundError: there is no clone. ImportError: transformers is missing.
+    """
+
+    def __init__(self, repository: Path | None = None):
+        repository = repository or Path(os.environ.get("FRUGALORE_FRUGAL_REPOSITORY", ""))
+        if not (repository / "frugal" / "proj_optimizer_templates.py").is_file():
+            raise FileNotFoundError(
+                f"{repository}: no clone of fzmushko/FRUGAL; set FRUGALORE_FRUGAL_REPOSITORY to one"
+            )
+        optimizer = importlib.import_module("torch.optim.optimizer")
+        if not hasattr(optimizer, "_dispatch_sqrt"):
+            optimizer._dispatch_sqrt = math.sqrt
+        if str(repository) not in sys.path:
+            sys.path.insert(0, str(repository))
+        self._package = importlib.import_module("frugal")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._package, name)
+
+    def adamw(
+        self, matrices: list, rest: list, lr: float, *, kind: str = "columns", **options: Any
+    ) -> torch.optim.Optimizer:
+        """FRUGAL with AdamW over plain parameters.
+
+        Args:
+            matrices: the state-full part of these is chosen anew in each period. rest: always state-full.
+            kind: "block"; "columns", "rows" or "randk"; "svd", "random" or "randperm".
+            **options: of the published classes, e.g. ``density``, ``update_gap``, ``block_order``.
+        """
+        groups = [{"params": matrices, "is_proj_params": True}]
+        if rest:
+            groups.insert(0, {"params": rest, "is_proj_params": False})
+        options |= {"lr": lr, "no_deprecation_warning": True}
+        if kind == "block":
+            return self.BlockAdamW(groups, **options)
+        if kind in ("columns", "rows", "randk"):
+            return self.CoordAdamW(groups, coord_choice=kind, **options)
+        return self.GaloreAdamW(groups, proj_type=kind, **options)
+
+
+def badam(
+    base: torch.optim.Optimizer, names: list[tuple[str, nn.Parameter]], **options: Any
+) -> torch.optim.Optimizer:
+    """``badam.BlockOptimizer`` around ``base``. Its first block is trained one step less than the others, and the
+    weight decay of ``base``'s groups is lost to that of its defaults."""
+    return importlib.import_module("badam").BlockOptimizer(base, names, verbose=0, **options)
 
 
 class _TorchWithoutGpu:
