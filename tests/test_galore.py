@@ -215,7 +215,10 @@ def test_moments_at_refresh(kind, moments, proj_type):
     p = nn.Parameter(torch.randn(160, 128))
     options = {"rank": 64, "update_proj_gap": 4, "stagger": False, "moments_at_refresh": moments}
     optimizer = kind([{"params": [p], "proj_type": proj_type, **options}], lr=1e-3, seed=0)
-    rule, shape = optimizer._treatments[0].inside, optimizer._treatments[0].subspace.low_rank_shape(p.shape, optimizer.param_groups[0])
+    rule, shape = (
+        optimizer._treatments[0].inside,
+        optimizer._treatments[0].subspace.low_rank_shape(p.shape, optimizer.param_groups[0]),
+    )
     target = torch.randn(160, 128)
     for _ in range(4):
         p.grad = target + 0.3 * torch.randn_like(target)

@@ -7,6 +7,11 @@ optimizers and model preparation at the top level.
 from frugalore import ops
 from frugalore._build import build_info
 from frugalore.optim import (
+    BAdam,
+    Fira,
+    FrugalAdamW,
+    FrugalLion,
+    FrugalSGDM,
     FusedQGaLore,
     GaLoreAdafactor,
     GaLoreAdamW,
@@ -19,6 +24,11 @@ from frugalore.optim import (
 from frugalore.weights import Int8Weight, dequantize_, quantize_, save_dequantized
 
 __all__ = [
+    "BAdam",
+    "Fira",
+    "FrugalAdamW",
+    "FrugalLion",
+    "FrugalSGDM",
     "FusedQGaLore",
     "GaLoreAdafactor",
     "GaLoreAdamW",

@@ -80,4 +80,12 @@ class Selection(NamedTuple):
         if self.kind not in KINDS:
             raise ValueError(f"selection.kind: one of {', '.join(KINDS)} expected, got {self.kind!r}")
         kind = KINDS.index(self.kind)
-        return (kind, self.below, self.chosen, self.density, seed_bits(self.seed), self.tensor_id, self.period)
+        return (
+            kind,
+            self.below,
+            self.chosen,
+            self.density,
+            seed_bits(self.seed),
+            self.tensor_id,
+            self.period,
+        )

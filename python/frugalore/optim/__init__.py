@@ -1,6 +1,10 @@
 """The engine and its presets."""
 
+from frugalore.optim.badam import BAdam
 from frugalore.optim.engine import SubspaceOptimizer
+from frugalore.optim.fira import Fira
+from frugalore.optim.frugal import FrugalAdamW
+from frugalore.optim.frugal_momentum import FrugalLion, FrugalSGDM
 from frugalore.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from frugalore.optim.galore_adafactor import GaLoreAdafactor
 from frugalore.optim.galore_lion import GaLoreLion
@@ -10,6 +14,11 @@ from frugalore.optim.per_layer import PerLayerUpdates, per_layer_updates
 from frugalore.optim.qgalore import FusedQGaLore
 
 __all__ = [
+    "BAdam",
+    "Fira",
+    "FrugalAdamW",
+    "FrugalLion",
+    "FrugalSGDM",
     "FusedQGaLore",
     "GaLoreAdafactor",
     "GaLoreAdamW",

@@ -7,12 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from frugalore.optim import checks
-from frugalore.subspace.blocks import active_blocks, active_blocks_by_bytes, block_count, cycle_block, layer_blocks
+from frugalore.subspace.blocks import (
+    active_blocks,
+    active_blocks_by_bytes,
+    block_count,
+    cycle_block,
+    layer_blocks,
+)
 from frugalore.subspace.options import check_positive_integer
 
 #: Orders in which blocks take their turns. The first four are FRUGAL's, "shuffle" and "fixed" BAdam's.
 BLOCK_ORDERS = ("random", "ascending", "descending", "mirror", "shuffle", "fixed")
-_CYCLES = ("shuffle", "fixed")
+_CYCLES = {"shuffle": "random", "fixed": "fixed"}  # and their names in cycle_block
 
 
 class ActiveBlocks:
@@ -52,8 +58,11 @@ class ActiveBlocks:
         start = group["start_block"]
         if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
             raise ValueError(f"start_block: zero or more, or None, expected, got {start!r}")
-        if start is not None and group["active_blocks"] != 1:
-            raise ValueError(f"active_blocks: 1 expected with start_block, got {group['active_blocks']!r}")
+        if start is not None and (group["active_blocks"] != 1 or group["block_order"] == "mirror"):
+            raise ValueError(
+                "start_block: goes with active_blocks=1 and another order than 'mirror', got active_blocks="
+                f"{group['active_blocks']!r} and block_order={group['block_order']!r}"
+            )
 
     def joined(self, group: dict[str, Any], names: list[str]) -> None:
         params = group["params"]
@@ -61,17 +70,16 @@ class ActiveBlocks:
         if group["blocks"] == "parameters":
             blocks = [[p] for p in params]
         else:
-            options = {name: group[name] for name in ("block_prefixes", "include_embedding", "include_lm_head")}
+            options = {
+                name: group[name] for name in ("block_prefixes", "include_embedding", "include_lm_head")
+            }
             blocks = [[params[i] for i in block] for block in layer_blocks(names, *options.values())]
-        if not blocks:
-            raise ValueError(
-                f"params: names with the number of a layer ('layers.0.') expected with blocks='layers', got "
-                f"{names[0]!r} and {len(names) - 1} more; pass model.named_parameters() or block_prefixes"
-            )
         for name in ("active_blocks", "start_block"):
             most = len(blocks) - (name == "start_block")
             if group[name] is not None and group[name] > most:
-                raise ValueError(f"{name}: at most {most} expected, as there are {len(blocks)} blocks, got {group[name]}")
+                raise ValueError(
+                    f"{name}: at most {most} expected, as there are {len(blocks)} blocks, got {group[name]}"
+                )
         self._blocks[params[0]] = blocks
 
     def forget(self) -> None:
@@ -98,9 +106,10 @@ class ActiveBlocks:
     ) -> list[int]:
         order, seed, n = group["block_order"], group["seed"], len(blocks)
         if group["active_blocks"] == 1 and (order in _CYCLES or group["start_block"] is not None):
-            return [cycle_block(order, n, period, start=group["start_block"], seed=seed)]
+            mode = _CYCLES.get(order, order)
+            return [cycle_block(mode, n, period, start=group["start_block"], seed=seed)]
         if group["block_budget"] == "bytes":
-            sizes = [sum(p.numel() for p in block) for block in blocks]
+            sizes = [sum(max(1, p.numel()) for p in block) for block in blocks]
             return active_blocks_by_bytes(order, sizes, density, period, seed=seed, tensor_id=ordinal)
         count = group["active_blocks"] or block_count(n, density)
         return active_blocks(order, n, count, period, seed=seed, tensor_id=ordinal)

@@ -29,8 +29,8 @@ class BAdam(FrugalOptimizer):
         switch_mode: "descending" (from the last layer), "ascending", "random" (a permutation, shuffled anew
             for each round), "fixed".
         start_block: index of the first block; default: the order's own.
-        block_prefix_list: names that begin a block's parameters, one string or list of strings a block;
-            default: one block for each layer number.
+        block_prefix_list: one block for each of these parts of names, "layers.0"; default: one for each
+            layer's number.
         include_embedding, include_lm_head: give these a block of their own. Otherwise what belongs to no block
             is frozen, as in the published code.
         active_modules: parts of names of parameters that train in every step, by AdamW on the whole gradient.
@@ -51,7 +51,7 @@ class BAdam(FrugalOptimizer):
         switch_block_every: int = 50,
         switch_mode: str = "descending",
         start_block: int | None = None,
-        block_prefix_list: Sequence[str | Sequence[str]] | None = None,
+        block_prefix_list: Sequence[str] | None = None,
         include_embedding: bool = False,
         include_lm_head: bool = False,
         active_modules: Sequence[str] = (),

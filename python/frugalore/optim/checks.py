@@ -102,3 +102,9 @@ def warn_of_small_matrices(names: list[str], group: dict[str, Any]) -> None:
     name, shape = small[0]
     more = f"; likewise {len(small) - 1} more" if len(small) > 1 else ""
     warn(f"{name}: rank {rank} is larger than the short side of {shape}; {min(shape)} is used{more}")
+
+
+def check_density(density: Any) -> None:
+    """ValueError unless ``density`` is a share."""
+    if isinstance(density, bool) or not isinstance(density, numbers.Real) or not 0.0 <= density <= 1.0:
+        raise ValueError(f"density: a number in [0, 1] expected, got {density!r}")

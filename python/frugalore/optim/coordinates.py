@@ -3,7 +3,7 @@ elements, or whole parameters ("blocks")."""
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from frugalore.subspace.coordinates import selection_of
 from frugalore.subspace.options import check_positive_integer
 from frugalore.subspace.svd import MOMENTS_AT_REFRESH
 from frugalore.weights.int8_weight import Int8Weight
-from frugalore.weights.write import descend_, stored_weight
+from frugalore.weights.write import mark_written_weight, stored_weight
 
 #: Subspaces of coordinates.
 COORDINATES = ("columns", "rows", "randk", "randperm", "blocks")
@@ -56,13 +56,13 @@ class Coordinates(Treatment):
 
     def check_options(self, group: Group) -> None:
         super().check_options(group)
-        density = group["density"]
-        if isinstance(density, bool) or not isinstance(density, Real) or not 0.0 <= density <= 1.0:
-            raise ValueError(f"density: a number in [0, 1] expected, got {density!r}")
+        checks.check_density(group["density"])
         check_positive_integer("update_gap", group["update_gap"])
         for name in ("inactive_lr_scale", "proj_params_lr_scale"):
             checks.check_not_negative(name, group[name])
-        checks.check_choice("inactive_update_rule", group["inactive_update_rule"], tuple(INACTIVE_UPDATE_RULES))
+        checks.check_choice(
+            "inactive_update_rule", group["inactive_update_rule"], tuple(INACTIVE_UPDATE_RULES)
+        )
         checks.check_choice("moments_at_refresh", group["moments_at_refresh"], MOMENTS_AT_REFRESH)
         for name in ("period", "period_calls"):
             if not isinstance(group[name], Integral) or group[name] < 0:
@@ -122,7 +122,9 @@ class Coordinates(Treatment):
             active = p in self._active(group, period, density)
             return Selection("all" if active else "none")
         ordinal = self._ordinals[p]
-        return selection_of(group["subspace"], self._matrix(p), density, group["seed"], ordinal, period, p.device)
+        return selection_of(
+            group["subspace"], self._matrix(p), density, group["seed"], ordinal, period, p.device
+        )
 
     def _selection(self, p: Tensor, group: Group, state: State) -> Selection:
         """The coordinates that the state of ``p`` is for."""
@@ -260,3 +262,4 @@ class Coordinates(Treatment):
             **self._scales(group),
             group_size=group_size,
         )
+        mark_written_weight(p)

@@ -26,6 +26,9 @@ from frugalore.optim.whole import Whole
 if TYPE_CHECKING:
     from frugalore.optim.per_layer import PerLayerUpdates
 
+#: Keys that put a group into a subspace, of all presets.
+MARKERS = frozenset({"rank", "density"})
+
 #: What a group may hold besides options.
 _NO_OPTIONS = {"params", "param_names", "name", "initial_lr"}
 
@@ -85,6 +88,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch. A group with the marker trains in the subspace and takes the subspace's options."""
         group = dict(param_group)
+        for other in MARKERS - {self.marker}:
+            if other in group:
+                raise ValueError(
+                    f"{other}: {self.marker} expected in a group of {type(self).__name__}, got {other} "
+                    f"{group[other]!r}"
+                )
         if self.marker in group:
             group = self._treatments[0].defaults | group
         unknown = sorted(group.keys() - self.option_names(group) - _NO_OPTIONS)

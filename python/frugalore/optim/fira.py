@@ -84,6 +84,8 @@ class Fira(SubspaceOptimizer):
         group = dict(param_group)
         if "alpha" in group:
             if "scale" in group:
-                raise ValueError(f"alpha: {group['alpha']!r} beside scale {group['scale']!r}; they are one option")
+                raise ValueError(
+                    f"alpha: {group['alpha']!r} beside scale {group['scale']!r}; they are one option"
+                )
             group["scale"] = group.pop("alpha")
         super().add_param_group(group)

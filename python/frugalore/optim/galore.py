@@ -106,6 +106,8 @@ class GaLoreAdamW8bit(SubspaceOptimizer):
                 "state_bits": state_bits,
                 "rounding": rounding,
             },
-            treatments=(LowRank(AdamW(eps_mode="corrected", decay="after"), SUBSPACE_DEFAULTS, SvdSubspace()),),
+            treatments=(
+                LowRank(AdamW(eps_mode="corrected", decay="after"), SUBSPACE_DEFAULTS, SvdSubspace()),
+            ),
             seed=seed,
         )

@@ -15,7 +15,7 @@ from frugalore.optim import checks
 from frugalore.optim.treatment import Group, Item, State, Treatment
 from frugalore.rules.outside import Fira, OutsideRule
 from frugalore.subspace import RefreshSchedule, SvdSubspace, matrix_shape
-from frugalore.weights.write import descend_, stored_weight
+from frugalore.weights.write import descend_, mark_written_weight, stored_weight
 
 
 class LowRank(Treatment):
@@ -61,7 +61,9 @@ class LowRank(Treatment):
 
     def check_options(self, group: Group) -> None:
         super().check_options(group)
-        if "scale" in self.defaults and not (isinstance(group["scale"], Real) and math.isfinite(group["scale"])):
+        if "scale" in self.defaults and not (
+            isinstance(group["scale"], Real) and math.isfinite(group["scale"])
+        ):
             raise ValueError(f"scale: a finite number expected, got {group['scale']!r}")
         self.subspace.check_options(group)
         self.schedule.check_options(group)
@@ -192,3 +194,4 @@ class LowRank(Treatment):
                 outside_scale=outside_scale,
                 **places,
             )
+        mark_written_weight(p)

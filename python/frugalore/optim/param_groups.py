@@ -17,7 +17,8 @@ def param_groups(
     model: nn.Module,
     target_modules: str | Sequence[str] = DEFAULT_TARGETS,
     *,
-    rank: int = 128,
+    rank: int | None = None,
+    density: float | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into the two groups that the optimizers take.
@@ -27,17 +28,23 @@ def param_groups(
         target_modules: which ``nn.Linear`` weights train in the subspace, matched as transformers does:
             "all-linear", a regular expression for the whole name, or a list of names, parts of names or
             regular expressions.
-        rank: of the subspace, at least 1; clipped, with a warning, to the short side of smaller matrices.
-        **options: further options of the group with ``rank``, e.g. ``update_proj_gap``, ``scale``.
+        rank: of the subspace, at least 1; clipped, with a warning, to the short side of smaller matrices. For
+            the GaLore presets, Q-GaLore and Fira; default 128, unless there is a ``density``.
+        density: share of the subspace, for the FRUGAL presets.
+        **options: further options of the group, e.g. ``update_proj_gap`` and ``scale``, or ``subspace`` and
+            ``update_gap``.
 
     Returns:
-        ``[{"params": the rest}, {"params": the targets, "rank": rank, ...}]``, with ``(name, parameter)``
-        pairs. The first is left out if it is empty.
+        ``[{"params": the rest}, {"params": the targets, "rank": rank, ...}]`` (or ``"density"``), with ``(name,
+        parameter)`` pairs. The first is left out if it is empty.
 
     Raises:
         TypeError: ``target_modules`` is neither a string nor strings. ValueError: no module matches, or none
-            of the matches is trainable.
+            of the matches is trainable; both ``rank`` and ``density``.
     """
+    if rank is not None and density is not None:
+        raise ValueError(f"density: one of rank and density expected, got {density!r} beside rank {rank!r}")
+    share = {"rank": 128 if rank is None else rank} if density is None else {"density": density}
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matched = {f"{name}.weight" if name else "weight" for name, _ in matching_linears(model, target_modules)}
     targets = [(name, p) for name, p in trainable.items() if name in matched]
@@ -47,4 +54,4 @@ def param_groups(
             f"target_modules {target_modules!r}: none of the {len(matched)} matches is trainable"
         )
     groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
-    return [*groups, {"params": targets, "rank": rank, **options}]
+    return [*groups, {"params": targets, **share, **options}]

@@ -79,6 +79,8 @@ class FusedQGaLore(SubspaceOptimizer):
                 "state_bits": state_bits,
                 "rounding": rounding,
             },
-            treatments=(LowRank(AdamW(eps_mode="corrected", decay="after"), SUBSPACE_DEFAULTS, SvdSubspace()),),
+            treatments=(
+                LowRank(AdamW(eps_mode="corrected", decay="after"), SUBSPACE_DEFAULTS, SvdSubspace()),
+            ),
             seed=seed,
         )

@@ -77,9 +77,7 @@ def randk_tile(
     return RandkTile(ranks, randk_before(begin + length, fraction) - first, first)
 
 
-def randk_slots(
-    rows: int, columns: int, *, density: float, seed: int, tensor_id: int, period: int
-) -> Tensor:
+def randk_slots(rows: int, columns: int, *, density: float, seed: int, tensor_id: int, period: int) -> Tensor:
     """int64 ``[rows, columns]``: the slot of each element that is inside, -1 for the others."""
     fraction = fraction_of(density)
     slots = torch.full((rows, columns), -1, dtype=torch.int64)

@@ -18,6 +18,12 @@ def stored_weight(weight: Tensor) -> tuple[Tensor | ops.Int8Groups, int]:
     return weight.detach().flatten(1) if weight.dim() > 1 else weight.detach().view(1, -1), 256
 
 
+def mark_written_weight(weight: Tensor) -> None:
+    """Tell autograd that an op wrote into what :func:`stored_weight` gave; a float weight was told of."""
+    if isinstance(weight, Int8Weight):
+        mark_written([weight])
+
+
 def descend_(
     weight: Tensor,
     direction: Tensor,
@@ -52,5 +58,4 @@ def descend_(
         ops.int8_stochastic_update_(*stored, direction, group_size=group_size, **step._asdict())
     else:
         ops.weight_update_(stored, direction, **step._asdict())
-    if is_int8:
-        mark_written([weight])
+    mark_written_weight(weight)
