@@ -11,7 +11,18 @@ from frugalore import ops
 from frugalore.reference import selection as reference
 
 STREAM = {"seed": 2**40 + 7, "tensor_id": 2, "period": 3}
-SIZES = [(0, 0), (1, 0), (1, 1), (2, 1), (5, 3), (256, 64), (1030, 1), (1030, 1030), (4097, 1024), (4097, 4096)]
+SIZES = [
+    (0, 0),
+    (1, 0),
+    (1, 1),
+    (2, 1),
+    (5, 3),
+    (256, 64),
+    (1030, 1),
+    (1030, 1030),
+    (4097, 1024),
+    (4097, 4096),
+]
 
 
 def assert_same_choice(ours, spec):
@@ -102,7 +113,7 @@ def test_the_raw_op_refuses_what_does_not_fit():
         op(below.long(), chosen, 0, 0, 0)
     with pytest.raises(ValueError, match="chosen: at most 4 elements expected, got 5"):
         op(below, torch.zeros(5, dtype=torch.int32), 0, 0, 0)
-    with pytest.raises(ValueError, match="below: 1 to .* elements expected, got 0"):
+    with pytest.raises(ValueError, match=r"below: 1 to .* elements expected, got 0"):
         op(below[:0], chosen[:0], 0, 0, 0)
     with pytest.raises(ValueError, match="chosen: memory of its own expected"):
         op(below, below[2:4], 0, 0, 0)
@@ -159,17 +170,24 @@ class TestSelection:
             ops.Selection.of("rows", torch.tensor([2, -1]), 4)
         with pytest.raises(ValueError, match="chosen: each index once expected"):
             ops.Selection.of("rows", torch.tensor([2, 1, 2]), 4)
-        with pytest.raises(ValueError, match="selection.kind: one of .* expected, got 'some'"):
+        with pytest.raises(ValueError, match=r"selection.kind: one of .* expected, got 'some'"):
             ops.Selection("some").arguments()
         with pytest.raises(ValueError, match="selection: below and chosen expected for rows, got none"):
             ops.Selection("rows").arguments()
         for density in (-0.1, 1.5, math.nan):
-            with pytest.raises(ValueError, match="selection.density: a number in"):
+            with pytest.raises(ValueError, match=r"selection\.density: a number in"):
                 ops.Selection("randk", density=density).arguments()
 
     @pytest.mark.parametrize(
         ("shape", "matrix"),
-        [((), (1, 1)), ((5,), (1, 5)), ((3, 4), (3, 4)), ((6, 2, 3, 3), (6, 18)), ((0, 7), (0, 7)), ((0,), (1, 0))],
+        [
+            ((), (1, 1)),
+            ((5,), (1, 5)),
+            ((3, 4), (3, 4)),
+            ((6, 2, 3, 3), (6, 18)),
+            ((0, 7), (0, 7)),
+            ((0,), (1, 0)),
+        ],
         ids=str,
     )
     def test_a_parameter_as_a_matrix(self, shape, matrix):

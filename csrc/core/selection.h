@@ -4,13 +4,14 @@
 //   none, all   no element, every element; slot = element index
 //   columns     the chosen columns: state [rows, k] row-major, the columns in ascending order
 //   rows        the chosen rows: state [k, columns] row-major, the rows in ascending order
-//   randk       single elements, drawn anew from the random stream wherever they are needed: nothing is stored
+//   randk       single elements, drawn anew from the random stream wherever they are needed: nothing is
+//   stored
 //
 // randk. A row is cut into tiles of 256 columns, the last of which may be short. With fraction = density 2^32
 // and S(i) = floor(i fraction / 2^32), the tile of the elements [a, b) (row-major indices) has S(b) - S(a)
-// chosen elements, whose slots begin at S(a); so a matrix has S(rows columns) of them. Element a + i is chosen
-// if the keyed bijection f of {0 .. b-a-1} has f(i) < S(b) - S(a), and its slot is S(a) + f(i). The four words
-// of Philox counter a / 4 ... of the stream (quad index = tile ordinal) are the key of f.
+// chosen elements, whose slots begin at S(a); so a matrix has S(rows columns) of them. Element a + i is
+// chosen if the keyed bijection f of {0 .. b-a-1} has f(i) < S(b) - S(a), and its slot is S(a) + f(i). The
+// four words of Philox counter a / 4 ... of the stream (quad index = tile ordinal) are the key of f.
 //
 // Columns and rows are chosen by `select`: of the random words of 0 .. n-1, the k smallest, the lower index
 // first where words are equal. The word of rank k is found by its digits of 8 bits, the highest first, from
@@ -43,8 +44,8 @@ struct SelectJob {
   RandomStream stream;  // purpose selection; the "step" is the number of the period
 };
 
-// Chosen are the words below `word`, and of those equal to it the first `ties`. During the search `word` holds
-// the digits that are known and `ties` the rank that is left among the words which agree with them.
+// Chosen are the words below `word`, and of those equal to it the first `ties`. During the search `word`
+// holds the digits that are known and `ties` the rank that is left among the words which agree with them.
 struct SelectThreshold {
   uint32_t word;
   uint32_t ties;
@@ -74,7 +75,8 @@ FRUGALORE_HD RandkTile randk_tile(const Selection& selection, int64_t columns, i
   const int64_t begin = row * columns + column, rest = columns - column;
   const int64_t length = rest < kSelectionTile ? rest : kSelectionTile;
   const int64_t before = randk_before(begin, selection.fraction);
-  const uint64_t ordinal = static_cast<uint64_t>(row * ceil_div(columns, kSelectionTile) + column / kSelectionTile);
+  const uint64_t ordinal =
+      static_cast<uint64_t>(row * ceil_div(columns, kSelectionTile) + column / kSelectionTile);
   const PhiloxWords key = philox4x32(selection.stream, ordinal);
   uint32_t bits = 1;
   while ((int64_t{1} << bits) < length) ++bits;

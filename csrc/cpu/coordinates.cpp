@@ -77,7 +77,8 @@ void project_bits(const CoordinatesProjectJob& job, const Bits* grad, Bits* r) {
       });
     case SelectionKind::columns:
       return for_segments(job.rows, selection.count, [&](int64_t row, int64_t begin, int64_t end) {
-        gather(r + row * selection.count + begin, grad + row * columns, selection.chosen + begin, end - begin);
+        gather(r + row * selection.count + begin, grad + row * columns, selection.chosen + begin,
+               end - begin);
       });
     case SelectionKind::rows:
       return for_segments(selection.count, columns, [&](int64_t line, int64_t begin, int64_t end) {
@@ -129,12 +130,14 @@ void scatter_inside(float* __restrict__ out, const T* __restrict__ direction, fl
 }
 
 template <class T>
-void back_segment(const CoordinatesBackJob& job, const T* direction, int64_t row, int64_t begin, int64_t end) {
+void back_segment(const CoordinatesBackJob& job, const T* direction, int64_t row, int64_t begin,
+                  int64_t end) {
   const Selection& selection = job.selection;
   const int64_t whole_row = job.first_row + row;  // within the matrix
   float* out = job.out + row * job.columns;
   if (selection.kind == SelectionKind::all) {
-    return fill_inside(out + begin, direction + whole_row * job.columns + begin, job.inside_scale, end - begin);
+    return fill_inside(out + begin, direction + whole_row * job.columns + begin, job.inside_scale,
+                       end - begin);
   }
   if (selection.kind == SelectionKind::rows && row_is_inside(selection, whole_row)) {
     const int64_t first = selection.below[whole_row] * job.columns + begin;

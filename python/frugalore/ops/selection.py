@@ -142,4 +142,12 @@ class Selection(NamedTuple):
         if self.kind == "randk" and not 0.0 <= self.density <= 1.0:
             raise ValueError(f"selection.density: a number in [0, 1] expected, got {self.density}")
         kind = KINDS.index(self.kind)
-        return (kind, self.below, self.chosen, self.density, seed_bits(self.seed), self.tensor_id, self.period)
+        return (
+            kind,
+            self.below,
+            self.chosen,
+            self.density,
+            seed_bits(self.seed),
+            self.tensor_id,
+            self.period,
+        )

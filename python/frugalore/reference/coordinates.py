@@ -23,9 +23,9 @@ def slots(selection, rows: int, columns: int) -> Tensor:
     found = torch.full((rows, columns), -1)
     chosen = selection.chosen.cpu().long()
     if selection.kind == "columns":
-        found[:, chosen] = torch.arange(rows * chosen.numel()).view(rows, -1)
+        found[:, chosen] = torch.arange(rows * chosen.numel()).view(rows, chosen.numel())
     else:
-        found[chosen] = torch.arange(chosen.numel() * columns).view(-1, columns)
+        found[chosen] = torch.arange(chosen.numel() * columns).view(chosen.numel(), columns)
     return found
 
 
