@@ -15,5 +15,7 @@ void bind_sketch(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_gram(pybind11::module_& m);
 void bind_cholesky(pybind11::module_& m);
+void bind_selection(pybind11::module_& m);
+void bind_coordinates(pybind11::module_& m);
 
 }  // namespace frugalore

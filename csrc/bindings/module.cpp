@@ -61,4 +61,6 @@ PYBIND11_MODULE(_C, m) {
   bind_gemm(m);
   bind_gram(m);
   bind_cholesky(m);
+  bind_selection(m);
+  bind_coordinates(m);
 }

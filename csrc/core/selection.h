@@ -4,13 +4,18 @@
 //   none, all   no element, every element; slot = element index
 //   columns     the chosen columns: state [rows, k] row-major, the columns in ascending order
 //   rows        the chosen rows: state [k, columns] row-major, the rows in ascending order
-//   randk       single elements, drawn anew from the random stream wherever they are needed: nothing is stored
+//   randk       single elements, drawn anew from the random stream wherever they are needed: nothing is
+//   stored
 //
 // randk. A row is cut into tiles of 256 columns, the last of which may be short. With fraction = density 2^32
 // and S(i) = floor(i fraction / 2^32), the tile of the elements [a, b) (row-major indices) has S(b) - S(a)
-// chosen elements, whose slots begin at S(a); so a matrix has S(rows columns) of them. Element a + i is chosen
-// if the keyed bijection f of {0 .. b-a-1} has f(i) < S(b) - S(a), and its slot is S(a) + f(i). The four words
-// of Philox counter a / 4 ... of the stream (quad index = tile ordinal) are the key of f.
+// chosen elements, whose slots begin at S(a); so a matrix has S(rows columns) of them. Element a + i is
+// chosen if the keyed bijection f of {0 .. b-a-1} has f(i) < S(b) - S(a), and its slot is S(a) + f(i). The
+// four words of Philox counter a / 4 ... of the stream (quad index = tile ordinal) are the key of f.
+//
+// Columns and rows are chosen by `select`: of the random words of 0 .. n-1, the k smallest, the lower index
+// first where words are equal. The word of rank k is found by its digits of 8 bits, the highest first, from
+// counts of the words that agree with it so far; so nothing is stored but the counts.
 #pragma once
 
 #include "core/groups.h"
@@ -30,6 +35,23 @@ struct Selection {
   uint64_t fraction;      // randk: density 2^32, 0 .. 2^32
   RandomStream stream;    // randk: purpose selection; the "step" is the number of the period
 };
+
+struct SelectJob {
+  int32_t* below;   // [count + 1]
+  int32_t* chosen;  // [chosen_count]
+  int64_t count;    // 0 .. 2^31 - 2
+  int64_t chosen_count;
+  RandomStream stream;  // purpose selection; the "step" is the number of the period
+};
+
+// Chosen are the words below `word`, and of those equal to it the first `ties`. During the search `word`
+// holds the digits that are known and `ties` the rank that is left among the words which agree with them.
+struct SelectThreshold {
+  uint32_t word;
+  uint32_t ties;
+};
+
+constexpr int kSelectDigits = 4, kSelectBins = 256;
 
 inline namespace FRUGALORE_ISA_NAMESPACE {
 
@@ -53,7 +75,8 @@ FRUGALORE_HD RandkTile randk_tile(const Selection& selection, int64_t columns, i
   const int64_t begin = row * columns + column, rest = columns - column;
   const int64_t length = rest < kSelectionTile ? rest : kSelectionTile;
   const int64_t before = randk_before(begin, selection.fraction);
-  const uint64_t ordinal = static_cast<uint64_t>(row * ceil_div(columns, kSelectionTile) + column / kSelectionTile);
+  const uint64_t ordinal =
+      static_cast<uint64_t>(row * ceil_div(columns, kSelectionTile) + column / kSelectionTile);
   const PhiloxWords key = philox4x32(selection.stream, ordinal);
   uint32_t bits = 1;
   while ((int64_t{1} << bits) < length) ++bits;
@@ -86,6 +109,33 @@ FRUGALORE_HD int32_t randk_rank(const RandkTile& tile, int32_t i) {
   uint32_t x = randk_mix(tile, static_cast<uint32_t>(i));
   while (x >= static_cast<uint32_t>(tile.length)) x = randk_mix(tile, x);
   return static_cast<int32_t>(x);
+}
+
+// The place of digit 0 .. 3 in a word.
+FRUGALORE_HD int select_shift(int digit) {
+  return 24 - 8 * digit;
+}
+
+// Whether a word has the digits before `digit` that are known.
+FRUGALORE_HD bool select_agrees(const SelectThreshold& threshold, int digit, uint32_t word) {
+  return (static_cast<uint64_t>(word ^ threshold.word) >> (select_shift(digit) + 8)) == 0;
+}
+
+FRUGALORE_HD uint32_t select_digit(int digit, uint32_t word) {
+  return (word >> select_shift(digit)) & (kSelectBins - 1u);
+}
+
+// One more digit; counts[b]: how many of the words that agree have the digit b.
+FRUGALORE_HD void select_refine(SelectThreshold& threshold, int digit, const uint32_t* counts) {
+  uint32_t bin = 0;
+  while (bin + 1 < kSelectBins && counts[bin] < threshold.ties) threshold.ties -= counts[bin++];
+  threshold.word |= bin << select_shift(digit);
+}
+
+// How many are chosen of the indices before one, of whose words `less` are below the threshold and `equal`
+// are equal to it.
+FRUGALORE_HD uint32_t selected_before(const SelectThreshold& threshold, uint32_t less, uint32_t equal) {
+  return less + (equal < threshold.ties ? equal : threshold.ties);
 }
 
 // How many elements of a matrix are inside.

@@ -5,11 +5,13 @@
 #include "core/adamw.h"
 #include "core/adamw8bit.h"
 #include "core/cholesky.h"
+#include "core/coordinates.h"
 #include "core/gemm.h"
 #include "core/gram.h"
 #include "core/int4.h"
 #include "core/int8.h"
 #include "core/momentum.h"
+#include "core/selection.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 #include "cpu/isa.h"
@@ -72,6 +74,14 @@ void run(const GramJob& job);
 
 template <Isa isa>
 void run(const CholeskyInverseJob& job);
+
+template <Isa isa>
+void run(const SelectJob& job);
+
+template <Isa isa>
+void run(const CoordinatesProjectJob& job);
+template <Isa isa>
+void run(const CoordinatesBackJob& job);
 
 template <class Job>
 void dispatch(const Job& job) {

@@ -7,10 +7,12 @@
 #include "core/adamw.h"
 #include "core/adamw8bit.h"
 #include "core/cholesky.h"
+#include "core/coordinates.h"
 #include "core/gram.h"
 #include "core/int4.h"
 #include "core/int8.h"
 #include "core/momentum.h"
+#include "core/selection.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 
@@ -41,5 +43,10 @@ cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 cudaError_t run(const GramJob& job, cudaStream_t stream);
 
 cudaError_t run(const CholeskyInverseJob& job, cudaStream_t stream);
+
+cudaError_t run(const SelectJob& job, cudaStream_t stream);
+
+cudaError_t run(const CoordinatesProjectJob& job, cudaStream_t stream);
+cudaError_t run(const CoordinatesBackJob& job, cudaStream_t stream);
 
 }  // namespace frugalore::cuda

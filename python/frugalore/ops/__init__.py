@@ -9,12 +9,14 @@ Those without a GEMM have a CPU and a CUDA kernel, and a specification in plain 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
 from frugalore.ops.cholesky import CholeskyInverse, cholesky_inverse
+from frugalore.ops.coordinates import coordinates_back_, coordinates_back_update_, coordinates_project
 from frugalore.ops.gemm import gemm
 from frugalore.ops.gram import gram
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
 from frugalore.ops.momentum import lion_direction_, lion_step_, sgdm_direction_, sgdm_step_
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
+from frugalore.ops.selection import Selection, select
 from frugalore.ops.sketch import rademacher_
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
 from frugalore.ops.weight import weight_update_
@@ -25,12 +27,16 @@ __all__ = [
     "CholeskyInverse",
     "Int4Groups",
     "Int8Groups",
+    "Selection",
     "Step",
     "adamw8bit_direction_",
     "adamw8bit_step_",
     "adamw_direction_",
     "adamw_step_",
     "cholesky_inverse",
+    "coordinates_back_",
+    "coordinates_back_update_",
+    "coordinates_project",
     "gemm",
     "gram",
     "int4_dequantize",
@@ -47,6 +53,7 @@ __all__ = [
     "projected_adam_step_",
     "rademacher_",
     "randomized_svd",
+    "select",
     "sgdm_direction_",
     "sgdm_step_",
     "subspace_iterate",

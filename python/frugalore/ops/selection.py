@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from frugalore import _C
 from frugalore.ops._options import seed_bits
+from frugalore.ops._registry import define, no_outputs
 
 #: The order of ``SelectionKind`` in ``csrc/core/selection.h``.
 KINDS = ("none", "all", "columns", "rows", "randk")
+
+_select_op = define(
+    "select_(Tensor(a!) below, Tensor(b!) chosen, int seed, int tensor_id, int period) -> ()",
+    _C.select,
+    no_outputs,
+)
+
+
+@torch.no_grad()
+def select(
+    n: int,
+    k: int,
+    *,
+    seed: int,
+    tensor_id: int,
+    period: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Choose ``k`` of ``0 .. n-1`` at random, each set of ``k`` with the same probability.
+
+    Chosen are the indices with the ``k`` smallest words of the random stream, the lower index first where
+    words are equal. So every device and every rank makes the same choice, and there is no state to keep.
+
+    Args:
+        n: how many columns or rows there are, 0 to 2^31 - 2. k: 0 to ``n``.
+        seed, tensor_id: name the random stream; -2^63 to 2^64 - 1, and 0 ... 2^32 - 1.
+        period: the number of the choice, modulo 2^28.
+        device: where the result is made.
+
+    Returns:
+        ``below`` int32 ``[n + 1]``, how many of ``0 .. i-1`` are chosen, and ``chosen`` int32 ``[k]``,
+        ascending: the fields of a :class:`Selection` of columns or rows.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if not 0 <= n < 2**31 - 1:
+        raise ValueError(f"n: 0 to 2^31 - 2 expected, got {n}")
+    if not 0 <= k <= n:
+        raise ValueError(f"k: 0 to n = {n} expected, got {k}")
+    below = torch.empty(n + 1, dtype=torch.int32, device=device)
+    chosen = torch.empty(k, dtype=torch.int32, device=device)
+    _select_op(below, chosen, seed_bits(seed), tensor_id, period)
+    return below, chosen
+
+
+def matrix_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a parameter as a matrix: the first dimension by the others; a vector is one row."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
 
 
 class Selection(NamedTuple):
@@ -76,9 +130,17 @@ class Selection(NamedTuple):
         return (rows, k) if self.kind == "columns" else (k, columns)
 
     def arguments(self) -> tuple:
-        """As the bindings take it."""
+        """As the bindings take it.
+
+        Raises:
+            ValueError: another kind, lines without their tensors, or a density outside of [0, 1].
+        """
         if self.kind not in KINDS:
             raise ValueError(f"selection.kind: one of {', '.join(KINDS)} expected, got {self.kind!r}")
+        if self.kind in ("columns", "rows") and (self.below is None or self.chosen is None):
+            raise ValueError(f"selection: below and chosen expected for {self.kind}, got none")
+        if self.kind == "randk" and not 0.0 <= self.density <= 1.0:
+            raise ValueError(f"selection.density: a number in [0, 1] expected, got {self.density}")
         kind = KINDS.index(self.kind)
         return (
             kind,

@@ -16,10 +16,11 @@ _MASK = 0xFFFFFFFF
 
 
 def select(n: int, k: int, *, seed: int, tensor_id: int, period: int) -> tuple[Tensor, Tensor]:
-    """``k`` of ``0 .. n-1``: those with the smallest random words, the lower index first where words are equal.
+    """``k`` of ``0 .. n-1``: those with the smallest random words, the lower index first at equal words.
 
     Returns:
-        ``below`` int32 ``[n + 1]``, how many of ``0 .. i-1`` are chosen, and ``chosen`` int32 ``[k]``, ascending.
+        ``below`` int32 ``[n + 1]``, how many of ``0 .. i-1`` are chosen, and ``chosen`` int32 ``[k]``,
+        ascending.
     """
     words = random_words(n, seed, tensor_id, period, PURPOSE_SELECTION)
     chosen = torch.sort(torch.argsort(words, stable=True)[:k]).values
@@ -34,7 +35,8 @@ def from_indices(chosen: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 class RandkTile(NamedTuple):
-    """The bijection of one tile: element ``i`` has the rank ``ranks[i]``; ranks below ``chosen`` are inside."""
+    """The bijection of one tile: element ``i`` has the rank ``ranks[i]`` and is inside if that is below
+    ``chosen``."""
 
     ranks: Tensor
     chosen: int
