@@ -11,6 +11,7 @@
 #include "core/int4.h"
 #include "core/int8.h"
 #include "core/momentum.h"
+#include "core/residual.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 
@@ -35,6 +36,8 @@ cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const MomentumStepJob& job, cudaStream_t stream);
 cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream);
+
+cudaError_t run(const ResidualJob& job, cudaStream_t stream);
 
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 
