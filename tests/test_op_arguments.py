@@ -54,6 +54,10 @@ def _write_arguments(kind: str) -> dict:
     return {**ops.int8_quantize(torch.ones(3, 256))._asdict(), "update": torch.ones(3, 256)}
 
 
+def _residual_arguments() -> dict:
+    return {name: torch.ones(3, 256) for name in ("update", "grad")}
+
+
 CALLS = {
     "adamw_step_": lambda: (ops.adamw_step_, {**_step_arguments(32), "lr": 0.1}),
     "adamw8bit_step_": lambda: (ops.adamw8bit_step_, {**_step_arguments(8), "lr": 0.1}),
@@ -65,6 +69,7 @@ CALLS = {
     "lion_direction_": lambda: (ops.lion_direction_, _momentum_direction_arguments()),
     "weight_update_": lambda: (ops.weight_update_, _write_arguments("float")),
     "int8_stochastic_update_": lambda: (ops.int8_stochastic_update_, _write_arguments("int8")),
+    "residual_add_": lambda: (ops.residual_add_, _residual_arguments()),
 }
 WRITES = ["weight_update_", "int8_stochastic_update_"]
 STEPS = ["adamw_step_", "adamw8bit_step_"]
@@ -266,7 +271,7 @@ class TestCompile:
     def test_ops_that_write(self, name):
         op, arguments = CALLS[name]()
         _, expected = CALLS[name]()
-        options = {"seed": 3} if "direction" not in name else {}
+        options = {"seed": 3} if "direction" not in name and "residual" not in name else {}
         op(**expected, **options)
         _compiled(lambda given: [op(**given, **options)], arguments)
         for tensor, other in zip(_tensors(arguments), _tensors(expected), strict=True):

@@ -34,6 +34,11 @@ FRUGALORE_HD bool is_finite(float x) {
   return (bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u;
 }
 
+// 1, 0 or -1; 0 for NaN.
+FRUGALORE_HD float sign_of(float x) {
+  return static_cast<float>(static_cast<int32_t>(x > 0.0f) - static_cast<int32_t>(x < 0.0f));
+}
+
 FRUGALORE_HD float to_float(float x) {
   return x;
 }

@@ -72,10 +72,6 @@ FRUGALORE_HD float momentum_fresh(const MomentumScalars& s, float m, float g) {
   return s.keep * m + s.rest * g;
 }
 
-FRUGALORE_HD float sign_of(float x) {
-  return static_cast<float>(static_cast<int32_t>(x > 0.0f) - static_cast<int32_t>(x < 0.0f));
-}
-
 template <MomentumRule rule>
 FRUGALORE_HD float momentum_direction(const MomentumScalars& s, float m, float fresh, float g) {
   return rule == MomentumRule::lion ? sign_of(s.a * m + s.b * g) : s.a * fresh + s.b * g;

@@ -12,6 +12,7 @@
 #include "core/int8.h"
 #include "core/momentum.h"
 #include "core/selection.h"
+#include "core/residual.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 #include "cpu/isa.h"
@@ -62,6 +63,9 @@ template <Isa isa>
 void run(const MomentumStepJob& job);
 template <Isa isa>
 void run(const MomentumDirectionJob& job);
+
+template <Isa isa>
+void run(const ResidualJob& job);
 
 template <Isa isa>
 void run(const RademacherJob& job);

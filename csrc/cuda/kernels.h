@@ -13,6 +13,7 @@
 #include "core/int8.h"
 #include "core/momentum.h"
 #include "core/selection.h"
+#include "core/residual.h"
 #include "core/sketch.h"
 #include "core/weight.h"
 
@@ -37,6 +38,8 @@ cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const MomentumStepJob& job, cudaStream_t stream);
 cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream);
+
+cudaError_t run(const ResidualJob& job, cudaStream_t stream);
 
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 

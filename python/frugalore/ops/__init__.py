@@ -16,6 +16,7 @@ from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quan
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
 from frugalore.ops.momentum import lion_direction_, lion_step_, sgdm_direction_, sgdm_step_
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
+from frugalore.ops.residual import residual_add_
 from frugalore.ops.selection import Selection, select
 from frugalore.ops.sketch import rademacher_
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
@@ -53,6 +54,7 @@ __all__ = [
     "projected_adam_step_",
     "rademacher_",
     "randomized_svd",
+    "residual_add_",
     "select",
     "sgdm_direction_",
     "sgdm_step_",
