@@ -57,6 +57,7 @@ PYBIND11_MODULE(_C, m) {
   bind_adamw(m);
   bind_adamw8bit(m);
   bind_momentum(m);
+  bind_split(m);
   bind_sketch(m);
   bind_gemm(m);
   bind_gram(m);

@@ -11,6 +11,7 @@
 #include "core/int8.h"
 #include "core/momentum.h"
 #include "core/sketch.h"
+#include "core/split.h"
 #include "core/weight.h"
 #include "cpu/isa.h"
 
@@ -60,6 +61,9 @@ template <Isa isa>
 void run(const MomentumStepJob& job);
 template <Isa isa>
 void run(const MomentumDirectionJob& job);
+
+template <Isa isa>
+void run(const SplitStepJob& job);
 
 template <Isa isa>
 void run(const RademacherJob& job);

@@ -12,6 +12,7 @@
 #include "core/int8.h"
 #include "core/momentum.h"
 #include "core/sketch.h"
+#include "core/split.h"
 #include "core/weight.h"
 
 namespace frugalore::cuda {
@@ -35,6 +36,8 @@ cudaError_t run(const Adamw8bitDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const MomentumStepJob& job, cudaStream_t stream);
 cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream);
+
+cudaError_t run(const SplitStepJob& job, cudaStream_t stream);
 
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 

@@ -15,7 +15,9 @@ from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quan
 from frugalore.ops.int8 import Int8Groups, int8_dequantize, int8_quantize, int8_stochastic_update_
 from frugalore.ops.momentum import lion_direction_, lion_step_, sgdm_direction_, sgdm_step_
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
+from frugalore.ops.selection import Selection
 from frugalore.ops.sketch import rademacher_
+from frugalore.ops.split import split_step_
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
 from frugalore.ops.weight import weight_update_
 
@@ -25,6 +27,7 @@ __all__ = [
     "CholeskyInverse",
     "Int4Groups",
     "Int8Groups",
+    "Selection",
     "Step",
     "adamw8bit_direction_",
     "adamw8bit_step_",
@@ -49,6 +52,7 @@ __all__ = [
     "randomized_svd",
     "sgdm_direction_",
     "sgdm_step_",
+    "split_step_",
     "subspace_iterate",
     "truncated_svd",
     "weight_update_",
