@@ -12,6 +12,7 @@ void bind_adamw(pybind11::module_& m);
 void bind_adamw8bit(pybind11::module_& m);
 void bind_momentum(pybind11::module_& m);
 void bind_residual(pybind11::module_& m);
+void bind_split(pybind11::module_& m);
 void bind_sketch(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_gram(pybind11::module_& m);

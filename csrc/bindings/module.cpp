@@ -58,6 +58,7 @@ PYBIND11_MODULE(_C, m) {
   bind_adamw8bit(m);
   bind_momentum(m);
   bind_residual(m);
+  bind_split(m);
   bind_sketch(m);
   bind_gemm(m);
   bind_gram(m);

@@ -57,15 +57,18 @@ struct MomentumScalars {
   float keep, rest, a, b;
 };
 
-// After progress was advanced.
-FRUGALORE_HD MomentumScalars momentum_scalars(const MomentumHyper& hyper, const int64_t* progress) {
+FRUGALORE_HD MomentumScalars momentum_scalars(const MomentumHyper& hyper, bool is_first) {
   const float first = static_cast<float>(hyper.first), second = static_cast<float>(hyper.second);
   const float rest_of_first = static_cast<float>(1.0 - hyper.first);
   const float rest_of_second = static_cast<float>(1.0 - hyper.second);
   if (hyper.rule == MomentumRule::lion) return MomentumScalars{second, rest_of_second, first, rest_of_first};
-  const bool is_first = progress[kProgressApplied] == 1;
   return MomentumScalars{first, is_first ? 1.0f : rest_of_second, hyper.nesterov ? first : 1.0f,
                          hyper.nesterov ? 1.0f : 0.0f};
+}
+
+// After progress was advanced.
+FRUGALORE_HD MomentumScalars momentum_scalars(const MomentumHyper& hyper, const int64_t* progress) {
+  return momentum_scalars(hyper, progress[kProgressApplied] == 1);
 }
 
 FRUGALORE_HD float momentum_fresh(const MomentumScalars& s, float m, float g) {

@@ -14,6 +14,7 @@
 #include "core/selection.h"
 #include "core/residual.h"
 #include "core/sketch.h"
+#include "core/split.h"
 #include "core/weight.h"
 #include "cpu/isa.h"
 
@@ -66,6 +67,7 @@ void run(const MomentumDirectionJob& job);
 
 template <Isa isa>
 void run(const ResidualJob& job);
+void run(const SplitStepJob& job);
 
 template <Isa isa>
 void run(const RademacherJob& job);

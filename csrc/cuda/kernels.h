@@ -15,6 +15,7 @@
 #include "core/selection.h"
 #include "core/residual.h"
 #include "core/sketch.h"
+#include "core/split.h"
 #include "core/weight.h"
 
 namespace frugalore::cuda {
@@ -40,6 +41,7 @@ cudaError_t run(const MomentumStepJob& job, cudaStream_t stream);
 cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const ResidualJob& job, cudaStream_t stream);
+cudaError_t run(const SplitStepJob& job, cudaStream_t stream);
 
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);
 

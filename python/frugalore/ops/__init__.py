@@ -19,6 +19,7 @@ from frugalore.ops.projection import Basis, Step, project, project_back_update_,
 from frugalore.ops.residual import residual_add_
 from frugalore.ops.selection import Selection, select
 from frugalore.ops.sketch import rademacher_
+from frugalore.ops.split import split_step_
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
 from frugalore.ops.weight import weight_update_
 
@@ -58,6 +59,7 @@ __all__ = [
     "select",
     "sgdm_direction_",
     "sgdm_step_",
+    "split_step_",
     "subspace_iterate",
     "truncated_svd",
     "weight_update_",

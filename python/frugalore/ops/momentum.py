@@ -65,7 +65,7 @@ _direction_op = define(
 )
 
 
-def _checked_nesterov(nesterov: bool, momentum: float, dampening: float) -> bool:
+def checked_nesterov(nesterov: bool, momentum: float, dampening: float) -> bool:
     if nesterov and (momentum <= 0 or dampening != 0):
         raise ValueError(f"nesterov: momentum > 0 and dampening 0 expected, got {momentum} and {dampening}")
     return bool(nesterov)
@@ -126,7 +126,7 @@ def sgdm_step_(
     Raises:
         TypeError: a wrong dtype. ValueError: a wrong shape, stride, device or option. Nothing is written.
     """
-    rule = (False, momentum, dampening, _checked_nesterov(nesterov, momentum, dampening))
+    rule = (False, momentum, dampening, checked_nesterov(nesterov, momentum, dampening))
     _all_step(params, grads, momenta, progress, rule, lr, weight_decay, decay, seed, tensor_ids, rounding)
 
 
@@ -188,7 +188,7 @@ def sgdm_direction_(
     Raises:
         TypeError: a wrong dtype. ValueError: a wrong shape, stride, device or option. Nothing is written.
     """
-    rule = (False, momentum, dampening, _checked_nesterov(nesterov, momentum, dampening))
+    rule = (False, momentum, dampening, checked_nesterov(nesterov, momentum, dampening))
     return _all_direction(r, buffer, progress, rule)
 
 

@@ -52,12 +52,16 @@ def advance(progress: Tensor, beta_powers: Tensor, betas: tuple[float, float], a
         beta_powers *= torch.tensor(betas, dtype=torch.float64, device=beta_powers.device)
 
 
-def step_elements(
-    s: Scalars, w: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, weight_decay: float, decay: str
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """New w, m, v (float32) and the number of skipped elements."""
+def write_scalars(lr: float, weight_decay: float, decay: str, scale: float = 1.0) -> list[Tensor]:
+    """``keep`` and ``coefficient`` of ``w <- keep w - coefficient direction``; ``scale`` is one of lr there."""
     keep = 1.0 - lr * weight_decay
-    keep32, coefficient = _floats(keep, lr * (keep if decay == "after" else 1.0))
+    return _floats(keep, lr * scale * (keep if decay == "after" else 1.0))
+
+
+def step_elements(
+    s: Scalars, w: Tensor, g: Tensor, m: Tensor, v: Tensor, keep32: Tensor, coefficient: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """New w, m, v (float32) and which elements were applied."""
     new_m, new_v = fresh_moments(s, m, v, g)
     new_w = keep32 * w - coefficient * adam_direction(s, new_m, new_v)
     applied = new_m.isfinite() & new_v.isfinite() & new_w.isfinite()
@@ -65,7 +69,7 @@ def step_elements(
         torch.where(applied, new_w, w),
         torch.where(applied, new_m, m),
         torch.where(applied, new_v, v),
-        int((~applied).sum()),
+        applied,
     )
 
 
@@ -96,17 +100,18 @@ def adamw_step_(
     tensor_ids: Sequence[int] | None = None,
     rounding: str = "stochastic",
 ) -> None:
+    keep32, coefficient = write_scalars(lr, weight_decay, decay)
     for i, (param, grad, m, v, record, powers) in enumerate(
         zip(params, grads, exp_avgs, exp_avg_sqs, progress, beta_powers, strict=True)
     ):
         advance(record, powers, betas, True)
         s = adam_scalars(powers, betas, eps, eps_mode)
-        w, new_m, new_v, skipped = step_elements(
-            s, param.float(), grad.float(), m.view_as(param), v.view_as(param), lr, weight_decay, decay
+        w, new_m, new_v, applied = step_elements(
+            s, param.float(), grad.float(), m.view_as(param), v.view_as(param), keep32, coefficient
         )
         m.copy_(new_m.view_as(m))
         v.copy_(new_v.view_as(v))
-        record[1] += skipped
+        record[1] += int((~applied).sum())
         tensor_id = i if tensor_ids is None else tensor_ids[i]
         write_weight(param, w, seed, tensor_id, int(record[0]), rounding)
 

@@ -14,6 +14,7 @@ from frugalore.reference.adamw import (
     direction_accepts,
     fresh_moments,
     step_elements,
+    write_scalars,
     write_weight,
 )
 from frugalore.reference.dynamic_map import dynamic_map, dynamic_quantize
@@ -72,6 +73,7 @@ def adamw8bit_step_(
     tensor_ids: Sequence[int] | None = None,
     rounding: str = "stochastic",
 ) -> None:
+    keep32, coefficient = write_scalars(lr, weight_decay, decay)
     states = zip(exp_avgs, exp_avg_absmaxs, exp_avg_sqs, exp_avg_sq_absmaxs, strict=True)
     for i, (param, grad, state, record, powers) in enumerate(
         zip(params, grads, states, progress, beta_powers, strict=True)
@@ -79,9 +81,9 @@ def adamw8bit_step_(
         advance(record, powers, betas, True)
         s = adam_scalars(powers, betas, eps, eps_mode)
         m, v = _load(*state, param)
-        w, m, v, skipped = step_elements(s, param.float(), grad.float(), m, v, lr, weight_decay, decay)
+        w, m, v, applied = step_elements(s, param.float(), grad.float(), m, v, keep32, coefficient)
         _store(*state, m, v)
-        record[1] += skipped
+        record[1] += int((~applied).sum())
         tensor_id = i if tensor_ids is None else tensor_ids[i]
         write_weight(param, w, seed, tensor_id, int(record[0]), rounding)
 

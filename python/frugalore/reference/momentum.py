@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from frugalore.reference.adamw import direction_accepts, write_weight
+from frugalore.reference.adamw import direction_accepts, write_scalars, write_weight
 
 #: (m, g, whether it is the first applied update) -> fresh m, direction; float32.
 Rule = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
@@ -35,6 +35,16 @@ def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Rule:
     return rule
 
 
+def step_elements(
+    rule: Rule, w: Tensor, g: Tensor, m: Tensor, first: bool, keep32: Tensor, coefficient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New w, m (float32) and which elements were applied."""
+    new_m, direction = rule(m, g, first)
+    new_w = keep32 * w - coefficient * direction
+    applied = new_m.isfinite() & new_w.isfinite()
+    return torch.where(applied, new_w, w), torch.where(applied, new_m, m), applied
+
+
 def _step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -48,19 +58,17 @@ def _step(
     tensor_ids: Sequence[int] | None = None,
     rounding: str = "stochastic",
 ) -> None:
-    keep = 1.0 - lr * weight_decay
-    keep32, coefficient = _float(keep), _float(lr * (keep if decay == "after" else 1.0))
+    keep32, coefficient = write_scalars(lr, weight_decay, decay)
     for i, (param, grad, m, record) in enumerate(zip(params, grads, momenta, progress, strict=True)):
         record[0] += 1
         record[2] = 1
-        w, old = param.float(), m.view_as(param)
-        fresh, direction = rule(old, grad.float(), int(record[0]) == 1)
-        new_w = keep32 * w - coefficient * direction
-        applied = fresh.isfinite() & new_w.isfinite()
-        m.copy_(torch.where(applied, fresh, old).view_as(m))
+        w, new_m, applied = step_elements(
+            rule, param.float(), grad.float(), m.view_as(param), int(record[0]) == 1, keep32, coefficient
+        )
+        m.copy_(new_m.view_as(m))
         record[1] += int((~applied).sum())
         tensor_id = i if tensor_ids is None else tensor_ids[i]
-        write_weight(param, torch.where(applied, new_w, w), seed, tensor_id, int(record[0]), rounding)
+        write_weight(param, w, seed, tensor_id, int(record[0]), rounding)
 
 
 def _direction(r: Tensor, buffer: Tensor, progress: Tensor, rule: Rule) -> Tensor:
