@@ -18,6 +18,8 @@ FAMILIES = (
     "gemm",
     "gram",
     "cholesky",
+    "selection",
+    "coordinates",
     "projection",
     "step",
     "svd",
