@@ -249,6 +249,7 @@ class TestGradients:
         packed = ops.int4_quantize(x)
         results = [scale, packed.scale, ops.int8_dequantize(codes, scale.clone().requires_grad_(), zero)]
         results += [ops.project(x, basis), ops.subspace_iterate(x, basis), *ops.randomized_svd(x, 2)]
+        results += [ops.coordinates_project(x, ops.Selection("all"))]
         assert not any(result.requires_grad for result in results)
 
     @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
@@ -309,4 +310,23 @@ class TestCompile:
         lr = torch.full((1,), 0.1, dtype=torch.float64)
         step(weights[0], *_record(), lr)
         _compiled(step, weights[1], *_record(), lr)
+        assert torch.equal(*weights) and weights[0].any()
+
+    @pytest.mark.parametrize("kind", ["columns", "randk"])
+    def test_into_a_coordinate_subspace_and_back(self, kind, generator):
+        grad = torch.randn(8, 6, generator=generator)
+
+        def step(weight, lr, progress):
+            names = {"seed": 1, "tensor_id": 2, "period": 3}
+            if kind == "columns":
+                selection = ops.Selection(kind, *ops.select(6, 2, **names))
+            else:
+                selection = ops.Selection(kind, density=0.25, **names)
+            direction = ops.coordinates_project(grad, selection)
+            ops.coordinates_back_update_(weight, direction, grad, selection, ops.Step(lr, progress, seed=7))
+
+        weights = [torch.zeros(8, 6), torch.zeros(8, 6)]
+        record = (torch.full((1,), 0.1, dtype=torch.float64), torch.tensor([1, 0, 1]))
+        step(weights[0], *record)
+        _compiled(step, weights[1], *record)
         assert torch.equal(*weights) and weights[0].any()

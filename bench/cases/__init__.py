@@ -19,6 +19,8 @@ FAMILIES = (
     "gemm",
     "gram",
     "cholesky",
+    "selection",
+    "coordinates",
     "projection",
     "step",
     "svd",
