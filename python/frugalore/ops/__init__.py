@@ -17,6 +17,7 @@ from frugalore.ops.momentum import lion_direction_, lion_step_, sgdm_direction_,
 from frugalore.ops.projection import Basis, Step, project, project_back_update_, projected_adam_step_
 from frugalore.ops.residual import residual_add_
 from frugalore.ops.sketch import rademacher_
+from frugalore.ops.split import split_back_update_, split_project
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
 from frugalore.ops.weight import weight_update_
 
@@ -51,6 +52,8 @@ __all__ = [
     "residual_add_",
     "sgdm_direction_",
     "sgdm_step_",
+    "split_back_update_",
+    "split_project",
     "subspace_iterate",
     "truncated_svd",
     "weight_update_",
