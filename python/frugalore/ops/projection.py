@@ -13,6 +13,7 @@ written into the weight by one fused pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -227,6 +228,29 @@ def projected_adam_step_(
     return direction
 
 
+def back_rows(
+    r: Tensor,
+    dense: Tensor,
+    side: str,
+    start: int,
+    stop: int,
+    out: Tensor,
+    product: Callable[..., Tensor] = matmul,
+) -> Tensor:
+    """Rows start to stop of the way back of ``r``."""
+    if side == "right":
+        return product(r[start:stop], dense, out=out)
+    return product(dense[:, start:stop].t(), r, out=out)
+
+
+def row_panels(shape: torch.Size, bytes_per_element: int, panel_bytes: int) -> Iterator[tuple[int, int]]:
+    """``(start, stop)`` of panels of rows of at most ``panel_bytes``, but of one row at least."""
+    m, n = shape
+    rows = max(1, min(m, panel_bytes // max(1, n * bytes_per_element)))
+    for start in range(0, m, rows):
+        yield start, min(m, start + rows)
+
+
 def _update_rows(
     weight: list[Tensor], start: int, stop: int, update: Tensor, step: Step, group_size: int
 ) -> None:
@@ -264,15 +288,10 @@ def _project_back_update(
         basis, basis_scale, basis_zero, n if side == "right" else m, basis_group_size, direction.dtype
     )
     step = Step(lr, progress, alpha, weight_decay, decay, seed, tensor_id, rounding)
-    panel_rows = max(1, min(m, panel_bytes // max(1, n * direction.element_size())))
-    panel = direction.new_empty((panel_rows, n))
-    for start in range(0, m, panel_rows):
-        stop = min(m, start + panel_rows)
-        out = panel[: stop - start]
-        if side == "right":
-            matmul(direction[start:stop], dense, out=out)
-        else:
-            matmul(dense[:, start:stop].t(), direction, out=out)
+    panel = None
+    for start, stop in row_panels((m, n), direction.element_size(), panel_bytes):
+        panel = direction.new_empty((stop, n)) if panel is None else panel
+        out = back_rows(direction, dense, side, start, stop, panel[: stop - start])
         _update_rows(weight, start, stop, out, step, group_size)
 
 
@@ -283,6 +302,50 @@ _project_back_update_op = define(
     _project_back_update,
     lambda *args: None,
 )
+
+
+class WayBack(NamedTuple):
+    """The checked arguments of an op that goes back into a weight."""
+
+    weight: list[Tensor]
+    basis: tuple[Tensor, Tensor | None, Tensor | None]
+    side: str
+    step: Step
+    panel_bytes: int
+
+
+def checked_way_back(
+    weight: Tensor | Int8Groups,
+    direction: Tensor,
+    basis: Basis,
+    step: Step,
+    side: str | None,
+    panel_bytes: int | None,
+) -> WayBack:
+    """TypeError or ValueError unless these fit together. Arguments as in :func:`project_back_update_`."""
+    parts = list(weight) if isinstance(weight, tuple) else [weight]
+    if len(parts) not in (1, 3):
+        raise ValueError(f"weight: a matrix, or (codes, scale, zero), expected, got {len(parts)} parts")
+    check_matrix("weight", parts[0], FLOATS if len(parts) == 1 else None)
+    check_matrix("direction", direction)
+    m, n = parts[0].shape
+    side = side or short_side((m, n))
+    _check_side(side)
+    matrix, scale, zero = _parts(basis)
+    rank = direction.shape[1] if side == "right" else direction.shape[0]
+    if tuple(direction.shape) != low_rank_shape((m, n), rank, side):
+        raise ValueError(
+            f"direction: shape {low_rank_shape((m, n), rank, side)} expected for weight {(m, n)} and side "
+            f"{side!r}, got {tuple(direction.shape)}"
+        )
+    _check_basis(matrix, scale, rank, n if side == "right" else m, f"weight {(m, n)} and side {side!r}")
+    for name, x in (("direction", direction), ("basis", matrix)):
+        check_same_device(name, x, parts[0].device)
+    if panel_bytes is None:
+        panel_bytes = PANEL_BYTES[direction.device.type]
+    return WayBack(
+        parts, (matrix, scale, zero), side, step._replace(seed=seed_bits(step.seed)), panel_bytes
+    )
 
 
 @torch.no_grad()
@@ -315,28 +378,8 @@ def project_back_update_(
         TypeError: another dtype. ValueError: shapes or devices that do not fit together, named with both
             values. The weight is then untouched.
     """
-    parts = list(weight) if isinstance(weight, tuple) else [weight]
-    if len(parts) not in (1, 3):
-        raise ValueError(f"weight: a matrix, or (codes, scale, zero), expected, got {len(parts)} parts")
-    check_matrix("weight", parts[0], FLOATS if len(parts) == 1 else None)
-    check_matrix("direction", direction)
-    m, n = parts[0].shape
-    side = side or short_side((m, n))
-    _check_side(side)
-    matrix, scale, zero = _parts(basis)
-    rank = direction.shape[1] if side == "right" else direction.shape[0]
-    if tuple(direction.shape) != low_rank_shape((m, n), rank, side):
-        raise ValueError(
-            f"direction: shape {low_rank_shape((m, n), rank, side)} expected for weight {(m, n)} and side "
-            f"{side!r}, got {tuple(direction.shape)}"
-        )
-    _check_basis(matrix, scale, rank, n if side == "right" else m, f"weight {(m, n)} and side {side!r}")
-    for name, x in (("direction", direction), ("basis", matrix)):
-        check_same_device(name, x, parts[0].device)
-    if panel_bytes is None:
-        panel_bytes = PANEL_BYTES[direction.device.type]
-    step = step._replace(seed=seed_bits(step.seed))
+    way = checked_way_back(weight, direction, basis, step, side, panel_bytes)
     _project_back_update_op(
-        parts, direction, matrix, scale, zero, side, *step, group_size, basis_group_size, panel_bytes
+        way.weight, direction, *way.basis, way.side, *way.step, group_size, basis_group_size, way.panel_bytes
     )
-    mark_written(parts)
+    mark_written(way.weight)

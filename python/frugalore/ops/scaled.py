@@ -22,6 +22,15 @@ def largest_magnitude(a: Tensor) -> Tensor:
     return torch.maximum(-low, high).float()
 
 
+def float32_panels(a: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """``(begin, end, rows begin to end in float32)`` of a matrix; float32 itself is one panel, not copied."""
+    m, n = a.shape
+    step = m if a.dtype == torch.float32 else PANEL_BYTES // (4 * max(1, n))
+    for begin in range(0, m, max(1, step)):
+        end = min(begin + max(1, step), m)
+        yield begin, end, a[begin:end].float()
+
+
 class Scaled:
     """``a / max|a|``, of which no copy is made: bfloat16 and float16 become float32 in panels of rows.
 
@@ -47,7 +56,7 @@ class Scaled:
         """``x a`` for x ``[r, m]``: ``[r, n]``."""
         x = x * self._root
         total = None
-        for begin, end, panel in self._panels():
+        for begin, end, panel in float32_panels(self._a):
             part = matmul(x[:, begin:end], panel)
             total = part if total is None else total.add_(part)
         return self._finish(total)
@@ -56,16 +65,9 @@ class Scaled:
         """``x aᵀ`` for x ``[r, n]``: ``[r, m]``."""
         x = x * self._root
         out = x.new_empty((x.shape[0], self._a.shape[0]))
-        for begin, end, panel in self._panels():
+        for begin, end, panel in float32_panels(self._a):
             matmul(x, panel.t(), out=out[:, begin:end])
         return self._finish(out)
 
     def _finish(self, product: Tensor) -> Tensor:
         return product.mul_(self._root).masked_fill_(self.unusable, 0.0)
-
-    def _panels(self) -> Iterator[tuple[int, int, Tensor]]:
-        m, n = self._a.shape
-        step = m if self._a.dtype == torch.float32 else max(1, PANEL_BYTES // (4 * n))
-        for begin in range(0, m, step):
-            end = min(begin + step, m)
-            yield begin, end, self._a[begin:end].float()
