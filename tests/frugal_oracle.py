@@ -32,8 +32,8 @@ class Snapshot:
 
     Attributes:
         weight: a copy.
-        state: copies of "exp_avg", "exp_avg_sq" (AdamW), "exp_avg" (Lion) or "momentum_buffer" (SGD), with the
-            shape that the subspace gives them; empty where the whole tensor is outside.
+        state: copies of "exp_avg", "exp_avg_sq" (AdamW), "exp_avg" (Lion) or "momentum_buffer" (SGD), with
+            the shape that the subspace gives them; empty where the whole tensor is outside.
         t: applied updates since the last reset.
     """
 
@@ -63,10 +63,10 @@ def spec_trajectory(
     Args:
         weights: before the first step; copied.
         grads: ``grads[step][i]``, of parameter i; None where it has no gradient.
-        subspaces: ``subspaces[period][i]`` or a function from the period to its list. Period p holds the steps
-            ``p * update_gap ... (p + 1) * update_gap - 1``, whether or not there are gradients. ``Whole()``
-            in every period, with "keep", is a parameter that the subspace does not concern (but it takes
-            ``proj_params_lr_scale``).
+        subspaces: ``subspaces[period][i]`` or a function from the period to its list. Period p holds the
+            steps ``p * update_gap ... (p + 1) * update_gap - 1``, whether or not there are gradients.
+            ``Whole()`` in every period, with "keep", is a parameter that the subspace does not concern (but
+            it takes ``proj_params_lr_scale``).
         update_gap: steps a period.
         rule: AdamW (default), Sgdm or Lion.
         lr: of all steps, or one for each.
@@ -129,7 +129,9 @@ def whole_tensors(active: Sequence[int] | set[int], n: int) -> list[Subspace]:
     return [Whole() if i in active else Nothing() for i in range(n)]
 
 
-def randk_elements(shape: tuple[int, int], *, density: float, seed: int, tensor_id: int, period: int) -> Elements:
+def randk_elements(
+    shape: tuple[int, int], *, density: float, seed: int, tensor_id: int, period: int
+) -> Elements:
     """The elements of the library's "randk", in the order of their slots."""
     slots = randk_slots(*shape, density=density, seed=seed, tensor_id=tensor_id, period=period).flatten()
     inside = int((slots >= 0).sum())
