@@ -56,6 +56,7 @@ def spec_trajectory(
     rule: Rule | None = None,
     lr: float | Sequence[float] = 1e-3,
     dtype: torch.dtype = torch.float64,
+    at_first_gradient: bool = False,
     **options,
 ) -> list[list[Snapshot]]:
     """The parameters after every step.
@@ -71,6 +72,8 @@ def spec_trajectory(
         rule: AdamW (default), Sgdm or Lion.
         lr: of all steps, or one for each.
         dtype: in which everything is computed.
+        at_first_gradient: a parameter switches at its first gradient in a period instead of at the period's
+            first step. Weights are the same, unless "rotate" skips a whole period without gradients.
         **options: of :class:`Frugal`: weight_decay, inactive_update_rule, inactive_lr_scale,
             proj_params_lr_scale, moments_at_refresh.
 
@@ -83,9 +86,11 @@ def spec_trajectory(
     trajectory = []
     for step, of_step in enumerate(grads):
         if step % update_gap == 0:
-            for parameter, subspace in zip(parameters, subspaces_of(step // update_gap), strict=True):
-                parameter.switch(subspace)
-        for parameter, grad in zip(parameters, of_step, strict=True):
+            waiting = dict(enumerate(subspaces_of(step // update_gap)))
+            assert len(waiting) == len(parameters)
+        for i, (parameter, grad) in enumerate(zip(parameters, of_step, strict=True)):
+            if i in waiting and (grad is not None or not at_first_gradient):
+                parameter.switch(waiting.pop(i))
             parameter.lr = lr if isinstance(lr, (int, float)) else lr[step]
             parameter.step(None if grad is None else grad.detach().to(dtype))
         trajectory.append([Snapshot.of(parameter) for parameter in parameters])

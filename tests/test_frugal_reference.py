@@ -361,6 +361,25 @@ def test_a_block_that_was_inactive_begins_anew(at_switch):
     assert all((s.t == 0) == (not s.state) for of_step in after for s in of_step)
 
 
+@pytest.mark.parametrize("at_switch", ["reset", "keep", "rotate"])
+def test_a_switch_may_wait_for_the_first_gradient(at_switch):
+    weights = [random(3, 4, seed=i) for i in range(2)]
+    grads = [[random(3, 4, seed=10 * step + i) for i in range(2)] for step in range(9)]
+    grads[3][1] = grads[4][1] = grads[6][0] = None
+
+    def columns(period):
+        return [Columns([period, period + 1]), Columns([0, 1 + period])]
+
+    options = {"update_gap": 3, "moments_at_refresh": at_switch}
+    eager, waiting = (
+        spec_trajectory(weights, grads, columns, at_first_gradient=wait, **options) for wait in (False, True)
+    )
+    for ours, others in zip(eager, waiting, strict=True):
+        assert all(torch.equal(a.weight, b.weight) for a, b in zip(ours, others, strict=True))
+    assert (waiting[3][1].t, waiting[5][1].t) == ((3, 1) if at_switch == "reset" else (3, 4))
+    assert torch.equal(waiting[4][1].state["exp_avg"], waiting[2][1].state["exp_avg"])
+
+
 def test_the_learning_rate_may_change_between_steps():
     weights, grads = [random(3, 4)], [[random(3, 4, seed=step)] for step in range(3)]
     rates = [0.1, 0.0, 0.2]
