@@ -4,8 +4,8 @@
 * Q-GaLore with INT8 weights: a clone of https://github.com/VITA-Group/Q-GaLore (its package on PyPI lacks
   ``utils``). Its optimizer was written for bitsandbytes 0.43; here only its calls are adapted to the
   bitsandbytes that is installed, and its waits for a GPU are left out. No arithmetic is touched.
-* FRUGAL: a clone of https://github.com/fzmushko/FRUGAL (it is on no index), and transformers. A private name of
-  torch that it imports, and that torch no longer has, is given back.
+* FRUGAL: a clone of https://github.com/fzmushko/FRUGAL (it is on no index), and transformers. A private
+  name of torch that it imports, and that torch no longer has, is given back.
 * BAdam: ``pip install --no-deps badam==1.4``, and transformers.
 """
 
@@ -149,8 +149,8 @@ def _load(path: Path) -> ModuleType:
 class Frugal:
     """The published FRUGAL from a clone of its repository.
 
-    ``Block...``, ``Coord...`` and ``Galore...`` ``AdamW`` and ``Lion`` are its attributes. Its momentum buffers of
-    ``...SGD`` begin with the weights, and its default rule of the training script is no rule: use neither.
+    ``Block...``, ``Coord...`` and ``Galore...`` ``AdamW`` and ``Lion`` are its attributes. The momentum
+    buffers of its ``...SGD`` begin with the weights: do not compare with them.
 
     Args:
         repository: the clone's folder. Default: the environment variable ``FRUGALORE_FRUGAL_REPOSITORY``.
@@ -160,11 +160,12 @@ class Frugal:
     """
 
     def __init__(self, repository: Path | None = None):
-        repository = repository or Path(os.environ.get("FRUGALORE_FRUGAL_REPOSITORY", ""))
+        where = repository or os.environ.get("FRUGALORE_FRUGAL_REPOSITORY")
+        if not where:
+            raise FileNotFoundError("FRUGALORE_FRUGAL_REPOSITORY: not set to a clone of fzmushko/FRUGAL")
+        repository = Path(where)
         if not (repository / "frugal" / "proj_optimizer_templates.py").is_file():
-            raise FileNotFoundError(
-                f"{repository}: no clone of fzmushko/FRUGAL; set FRUGALORE_FRUGAL_REPOSITORY to one"
-            )
+            raise FileNotFoundError(f"{repository}: no clone of fzmushko/FRUGAL")
         optimizer = importlib.import_module("torch.optim.optimizer")
         if not hasattr(optimizer, "_dispatch_sqrt"):
             optimizer._dispatch_sqrt = math.sqrt
@@ -199,8 +200,8 @@ class Frugal:
 def badam(
     base: torch.optim.Optimizer, names: list[tuple[str, nn.Parameter]], **options: Any
 ) -> torch.optim.Optimizer:
-    """``badam.BlockOptimizer`` around ``base``. Its first block is trained one step less than the others, and the
-    weight decay of ``base``'s groups is lost to that of its defaults."""
+    """``badam.BlockOptimizer`` around ``base``. Its first block is trained one step less than the others, and
+    the weight decay of ``base``'s groups is lost to that of its defaults."""
     return importlib.import_module("badam").BlockOptimizer(base, names, verbose=0, **options)
 
 

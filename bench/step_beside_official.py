@@ -61,8 +61,8 @@ def _tensors(value) -> list[Tensor]:
         return [value]
     if isinstance(value, dict):
         return [t for key, item in value.items() if key not in SHARED for t in _tensors(item)]
-    if hasattr(value, "ortho_matrix"):  # the published projector object
-        names = ("ortho_matrix", "ortho_matrix_scales", "ortho_matrix_zeros", "past_ortho_vector")
+    if hasattr(value, "ortho_matrix") or hasattr(value, "indices"):  # the published projector objects
+        names = ("ortho_matrix", "ortho_matrix_scales", "ortho_matrix_zeros", "past_ortho_vector", "indices")
         return [t for name in names if isinstance(t := getattr(value, name, None), Tensor)]
     return []
 

@@ -32,8 +32,8 @@ class Snapshot:
 
     Attributes:
         weight: a copy.
-        state: copies of "exp_avg", "exp_avg_sq" (AdamW), "exp_avg" (Lion) or "momentum_buffer" (SGD), with the
-            shape that the subspace gives them; empty where the whole tensor is outside.
+        state: copies of "exp_avg", "exp_avg_sq" (AdamW), "exp_avg" (Lion) or "momentum_buffer" (SGD), with
+            the shape that the subspace gives them; empty where the whole tensor is outside.
         t: applied updates since the last reset.
     """
 
@@ -56,6 +56,7 @@ def spec_trajectory(
     rule: Rule | None = None,
     lr: float | Sequence[float] = 1e-3,
     dtype: torch.dtype = torch.float64,
+    at_first_gradient: bool = False,
     **options,
 ) -> list[list[Snapshot]]:
     """The parameters after every step.
@@ -63,14 +64,16 @@ def spec_trajectory(
     Args:
         weights: before the first step; copied.
         grads: ``grads[step][i]``, of parameter i; None where it has no gradient.
-        subspaces: ``subspaces[period][i]`` or a function from the period to its list. Period p holds the steps
-            ``p * update_gap ... (p + 1) * update_gap - 1``, whether or not there are gradients. ``Whole()``
-            in every period, with "keep", is a parameter that the subspace does not concern (but it takes
-            ``proj_params_lr_scale``).
+        subspaces: ``subspaces[period][i]`` or a function from the period to its list. Period p holds the
+            steps ``p * update_gap ... (p + 1) * update_gap - 1``, whether or not there are gradients.
+            ``Whole()`` in every period, with "keep", is a parameter that the subspace does not concern (but
+            it takes ``proj_params_lr_scale``).
         update_gap: steps a period.
         rule: AdamW (default), Sgdm or Lion.
         lr: of all steps, or one for each.
         dtype: in which everything is computed.
+        at_first_gradient: a parameter switches at its first gradient in a period instead of at the period's
+            first step. Weights are the same, unless "rotate" skips a whole period without gradients.
         **options: of :class:`Frugal`: weight_decay, inactive_update_rule, inactive_lr_scale,
             proj_params_lr_scale, moments_at_refresh.
 
@@ -83,9 +86,11 @@ def spec_trajectory(
     trajectory = []
     for step, of_step in enumerate(grads):
         if step % update_gap == 0:
-            for parameter, subspace in zip(parameters, subspaces_of(step // update_gap), strict=True):
-                parameter.switch(subspace)
-        for parameter, grad in zip(parameters, of_step, strict=True):
+            waiting = dict(enumerate(subspaces_of(step // update_gap)))
+            assert len(waiting) == len(parameters)
+        for i, (parameter, grad) in enumerate(zip(parameters, of_step, strict=True)):
+            if i in waiting and (grad is not None or not at_first_gradient):
+                parameter.switch(waiting.pop(i))
             parameter.lr = lr if isinstance(lr, (int, float)) else lr[step]
             parameter.step(None if grad is None else grad.detach().to(dtype))
         trajectory.append([Snapshot.of(parameter) for parameter in parameters])
@@ -129,7 +134,9 @@ def whole_tensors(active: Sequence[int] | set[int], n: int) -> list[Subspace]:
     return [Whole() if i in active else Nothing() for i in range(n)]
 
 
-def randk_elements(shape: tuple[int, int], *, density: float, seed: int, tensor_id: int, period: int) -> Elements:
+def randk_elements(
+    shape: tuple[int, int], *, density: float, seed: int, tensor_id: int, period: int
+) -> Elements:
     """The elements of the library's "randk", in the order of their slots."""
     slots = randk_slots(*shape, density=density, seed=seed, tensor_id=tensor_id, period=period).flatten()
     inside = int((slots >= 0).sum())

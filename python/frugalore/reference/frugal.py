@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from frugalore.reference.frugal_subspaces import Subspace, Whole
 
+#: sign(0) and sign(NaN) are 0, as in torch.
 OUTSIDE = {
     "sign_sgd": torch.sign,
     "sgd": lambda residual: residual,
@@ -36,10 +37,11 @@ AT_SWITCH = ("reset", "keep", "rotate")
 class Rule(Protocol):
     """The state-full rule. ``moments`` names its state tensors and whether one is of squares."""
 
-    moments: dict[str, bool]
+    moments: ClassVar[dict[str, bool]]
 
     def __call__(self, r: Tensor, state: dict[str, Tensor], t: int) -> Tensor:
-        """Update the state in place by R and return the direction; ``t`` counts from 1 since the last reset."""
+        """Update the state in place by R and return the direction; ``t`` is 1 at the first call after a
+        reset."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class AdamW:
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    moments = {"exp_avg": False, "exp_avg_sq": True}
+    moments: ClassVar[dict[str, bool]] = {"exp_avg": False, "exp_avg_sq": True}
 
     def __call__(self, r: Tensor, state: dict[str, Tensor], t: int) -> Tensor:
         beta1, beta2 = self.betas
@@ -68,7 +70,7 @@ class Sgdm:
     momentum: float = 0.9
     dampening: float = 0.0
     nesterov: bool = False
-    moments = {"momentum_buffer": False}
+    moments: ClassVar[dict[str, bool]] = {"momentum_buffer": False}
 
     def __call__(self, r: Tensor, state: dict[str, Tensor], t: int) -> Tensor:
         m = state["momentum_buffer"]
@@ -79,7 +81,7 @@ class Sgdm:
 @dataclass(frozen=True)
 class Lion:
     betas: tuple[float, float] = (0.9, 0.99)
-    moments = {"exp_avg": False}
+    moments: ClassVar[dict[str, bool]] = {"exp_avg": False}
 
     def __call__(self, r: Tensor, state: dict[str, Tensor], t: int) -> Tensor:
         beta1, beta2 = self.betas

@@ -1,4 +1,4 @@
-"""The subspaces of FRUGAL in plain torch (specification): a split of a matrix G into coordinates R and a rest.
+"""The subspaces of FRUGAL in plain torch (specification): they split a matrix G into coordinates and a rest.
 
     R = inside(G),   G = back(R) + outside(G, R)
 
@@ -38,7 +38,7 @@ class Subspace(Protocol):
 
 
 class _Coordinates:
-    """Elements of the matrix. A moment is kept where it was inside before and is now; elsewhere it is zero."""
+    """Elements of the matrix. A moment is kept where it was inside before and is now; elsewhere it is 0."""
 
     def _where(self, shape: Shape) -> tuple:
         """The index of what is inside."""
@@ -118,9 +118,9 @@ class Nothing(_Coordinates):
 class Basis:
     """R = A G Bᵀ with orthonormal rows: ``left`` A ``[rank, m]``, ``right`` B ``[rank, n]``, or one of them.
 
-    Of the rotated first moment what the new subspace does not hold is lost: with C = A_new A_oldᵀ, ``C m``. The
-    second moment of a new coordinate is the variance of that mixture of uncorrelated old ones, ``C∘C v``; the
-    share that the old subspace does not hold, ``1 - sum C∘C``, counts with the mean of v.
+    Of the rotated first moment what the new subspace does not hold is lost: with C = A_new A_oldᵀ, ``C m``.
+    The second moment of a new coordinate is the variance of that mixture of uncorrelated old ones, ``C∘C v``;
+    the share that the old subspace does not hold, ``1 - sum C∘C``, counts with the mean of v.
     """
 
     left: Tensor | None = None

@@ -192,7 +192,9 @@ def _blocks_of_prefixes(names: Sequence[str], prefixes: Sequence[str]) -> list[l
     for i, name in enumerate(names):
         of = [j for j, prefix in enumerate(prefixes) if f".{prefix.strip('.')}." in f".{name}."]
         if len(of) > 1:
-            raise ValueError(f"prefixes: {name} is in two blocks, {prefixes[of[0]]!r} and {prefixes[of[1]]!r}")
+            raise ValueError(
+                f"prefixes: {name} is in two blocks, {prefixes[of[0]]!r} and {prefixes[of[1]]!r}"
+            )
         for j in of:
             blocks[j].append(i)
     for prefix, block in zip(prefixes, blocks, strict=True):
