@@ -9,12 +9,10 @@
 #pragma once
 
 #include "core/floats.h"
-#include "core/momentum.h"  // sign_of
+#include "core/outside.h"
 #include "core/selection.h"
 
 namespace frugalore {
-
-enum class OutsideRule : int32_t { none = 0, sign = 1, sgd = 2 };
 
 struct CoordinatesProjectJob {
   const void* grad;  // [rows, columns]

@@ -136,6 +136,8 @@ FRUGALORE_HD void select_refine(SelectThreshold& threshold, int digit, const uin
 // are equal to it.
 FRUGALORE_HD uint32_t selected_before(const SelectThreshold& threshold, uint32_t less, uint32_t equal) {
   return less + (equal < threshold.ties ? equal : threshold.ties);
+}
+
 // The way back, for who wants the elements in the order of their ranks: odd multipliers have inverses modulo
 // the power of two, which is at most 2^8.
 struct RandkInverse {
@@ -147,14 +149,17 @@ FRUGALORE_HD uint32_t randk_inverse_of(uint32_t a) {
   uint32_t x = a;
   x *= 2u - a * x;
   return x * (2u - a * x);
+}
 
 FRUGALORE_HD RandkInverse randk_inverse(const RandkTile& tile) {
   return RandkInverse{randk_inverse_of(tile.multiply0), randk_inverse_of(tile.multiply1),
                       randk_inverse_of(tile.multiply2)};
+}
 
 // x of y = x ^ (x >> shift): no third power of the shift is left, for 3 shift >= bits.
 FRUGALORE_HD uint32_t randk_unshift(const RandkTile& tile, uint32_t y) {
   return y ^ (y >> tile.shift) ^ (y >> (2u * tile.shift));
+}
 
 // The inverse of randk_mix.
 FRUGALORE_HD uint32_t randk_unmix(const RandkTile& tile, const RandkInverse& inverse, uint32_t x) {

@@ -18,12 +18,12 @@
 
 #include "core/adamw.h"
 #include "core/momentum.h"
+#include "core/outside.h"
 #include "core/selection.h"
 
 namespace frugalore {
 
 enum class SplitRule : int32_t { adamw = 0, sgdm = 1, lion = 2 };
-enum class OutsideRule : int32_t { sign = 0, sgd = 1, none = 2 };
 
 struct SplitHyper {
   SplitRule rule;

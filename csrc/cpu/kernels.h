@@ -67,6 +67,8 @@ void run(const MomentumDirectionJob& job);
 
 template <Isa isa>
 void run(const ResidualJob& job);
+
+template <Isa isa>
 void run(const SplitStepJob& job);
 
 template <Isa isa>

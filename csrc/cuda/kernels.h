@@ -41,6 +41,7 @@ cudaError_t run(const MomentumStepJob& job, cudaStream_t stream);
 cudaError_t run(const MomentumDirectionJob& job, cudaStream_t stream);
 
 cudaError_t run(const ResidualJob& job, cudaStream_t stream);
+
 cudaError_t run(const SplitStepJob& job, cudaStream_t stream);
 
 cudaError_t run(const RademacherJob& job, cudaStream_t stream);

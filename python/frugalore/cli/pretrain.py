@@ -8,7 +8,15 @@ import click
 from rich.console import Console
 
 from frugalore.pretrain import checkpoint, config, optimizers
-from frugalore.pretrain.config import DEVICES, DTYPES, MODELS, PRESETS, PretrainConfig
+from frugalore.pretrain.config import (
+    DEVICES,
+    DTYPES,
+    INACTIVE_UPDATE_RULES,
+    MODELS,
+    PRESETS,
+    SUBSPACES,
+    PretrainConfig,
+)
 from frugalore.pretrain.errors import ConfigError, PretrainError
 from frugalore.pretrain.run import pretrain as run
 
@@ -40,6 +48,14 @@ def _config_options(command):
         _number("rank", int, "Rank of the gradient's projection."),
         _number("update_proj_gap", int, "Steps between refreshes of a subspace."),
         _number("scale", float, "Factor of the projected part of an update."),
+        _number("density", float, "Share of FRUGAL's subspace; 0: signSGD."),
+        click.option("--subspace", type=click.Choice(SUBSPACES), help="FRUGAL's. [columns]"),
+        click.option(
+            "--inactive-update-rule",
+            type=click.Choice(INACTIVE_UPDATE_RULES),
+            help="FRUGAL's rule outside of the subspace. [sign_sgd]",
+        ),
+        _number("inactive_lr_scale", float, "Factor of the learning rate there."),
         click.option("--target-modules", type=_Modules(), help="Projected layers. [attn,mlp]"),
         _number("steps", int, "Updates in all."),
         _number("batch_size", int, "Sequences a step."),

@@ -19,7 +19,8 @@ from frugalore.ops.projection import Basis, Step, project, project_back_update_,
 from frugalore.ops.residual import residual_add_
 from frugalore.ops.selection import Selection, select
 from frugalore.ops.sketch import rademacher_
-from frugalore.ops.split import split_back_update_, split_project, split_step_
+from frugalore.ops.split import split_step_
+from frugalore.ops.split_low_rank import split_back_update_, split_project
 from frugalore.ops.svd import SVD, randomized_svd, subspace_iterate, truncated_svd
 from frugalore.ops.weight import weight_update_
 

@@ -9,6 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: State-free rules, in the order of ``OutsideRule`` in ``csrc/core/outside.h``.
+OUTSIDE_RULES = ("sign", "sgd", "none")
+
+
+def index_of(name: str, value: str, allowed: tuple[str, ...]) -> int:
+    """Where ``value`` is among the allowed words; ValueError for anything else."""
+    if value not in allowed:
+        raise ValueError(f"{name}: one of {', '.join(map(repr, allowed))} expected, got {value!r}")
+    return allowed.index(value)
+
 
 def is_second(name: str, value: str, first: str, second: str) -> bool:
     """True for ``second``, False for ``first``, ValueError for anything else."""

@@ -23,25 +23,16 @@ from torch import Tensor
 
 from frugalore import _C
 from frugalore.ops._checks import FLOATS, check_matrix, check_same_device
-from frugalore.ops._options import seed_bits
+from frugalore.ops._options import OUTSIDE_RULES, index_of, seed_bits
 from frugalore.ops._registry import define, mark_written, no_outputs
 from frugalore.ops.int8 import Int8Groups
 from frugalore.ops.projection import PANEL_BYTES, Step, _update_rows
 from frugalore.ops.selection import KINDS, Selection, matrix_shape
 
-#: The order of ``OutsideRule`` in ``csrc/core/coordinates.h``.
-OUTSIDE = ("none", "sign", "sgd")
-
 _SELECTION = (
     "int kind, Tensor? below, Tensor? chosen, float density, int selection_seed, int selection_tensor_id, "
     "int period"
 )
-
-
-def _outside_index(outside: str) -> int:
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside: 'sign', 'sgd' or 'none' expected, got {outside!r}")
-    return OUTSIDE.index(outside)
 
 
 def _project_empty(grad: Tensor, kind: int, *rest) -> Tensor:
@@ -76,7 +67,7 @@ def coordinates_project(grad: Tensor, selection: Selection) -> Tensor:
 
 def _back(out, direction, grad, *rest) -> None:
     *selection, first_row, rows, outside, inside_scale, outside_scale = rest
-    rule = _outside_index(outside)
+    rule = index_of("outside", outside, OUTSIDE_RULES)
     _C.coordinates_back(
         out, direction, grad, tuple(selection), first_row, rows, rule, inside_scale, outside_scale
     )
@@ -216,7 +207,7 @@ def coordinates_back_update_(
         check_matrix("weight", parts[0], FLOATS)
     else:
         check_matrix("weight", parts[0], None)
-    _outside_index(outside)
+    index_of("outside", outside, OUTSIDE_RULES)
     if panel_bytes is None:
         panel_bytes = PANEL_BYTES[parts[0].device.type]
     step = step._replace(seed=seed_bits(step.seed))

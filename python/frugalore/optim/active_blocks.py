@@ -45,8 +45,8 @@ class ActiveBlocks:
         checks.check_choice("blocks", group["blocks"], ("parameters", "layers"))
         if group["moments_at_refresh"] == "keep":
             raise ValueError(
-                "moments_at_refresh: 'reset' or 'rotate' expected with blocks, whose inactive parameters have "
-                "no moments, got 'keep'"
+                "moments_at_refresh: 'reset' or 'rotate' expected with blocks, whose inactive parameters "
+                "have no moments, got 'keep'"
             )
         if group["active_blocks"] is not None:
             check_positive_integer("active_blocks", group["active_blocks"])

@@ -31,8 +31,8 @@ class BAdam(FrugalOptimizer):
         start_block: index of the first block; default: the order's own.
         block_prefix_list: one block for each of these parts of names, "layers.0"; default: one for each
             layer's number.
-        include_embedding, include_lm_head: give these a block of their own. Otherwise what belongs to no block
-            is frozen, as in the published code.
+        include_embedding, include_lm_head: give these a block of their own. Otherwise what belongs to no
+            block is frozen, as in the published code.
         active_modules: parts of names of parameters that train in every step, by AdamW on the whole gradient.
         state_bits, rounding, seed: as in :class:`frugalore.FrugalAdamW`.
 

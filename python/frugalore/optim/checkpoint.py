@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-
 if TYPE_CHECKING:
     from frugalore.optim.engine import SubspaceOptimizer
 
@@ -64,7 +63,8 @@ def _check_group(
     marker = optimizer.marker
     if (marker in group) != (marker in saved):
         raise ValueError(
-            f"param group {index}: {marker} {group.get(marker)} expected, got {saved.get(marker)} in the state"
+            f"param group {index}: {marker} {group.get(marker)} expected, got {saved.get(marker)} in the "
+            "state"
         )
     missing = sorted(optimizer.option_names(group) - saved.keys())
     if missing:

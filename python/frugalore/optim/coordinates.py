@@ -4,7 +4,7 @@ elements, or whole parameters ("blocks")."""
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from frugalore import ops
 from frugalore.ops.selection import Selection
 from frugalore.optim import checks
+from frugalore.optim.active_blocks import ActiveBlocks
 from frugalore.optim.treatment import Group, Item, State, Treatment
 from frugalore.rules.outside import INACTIVE_UPDATE_RULES
 from frugalore.subspace import matrix_shape
-from frugalore.optim.active_blocks import ActiveBlocks
 from frugalore.subspace.coordinate_turn import CoordinateTurn
 from frugalore.subspace.coordinates import selection_of
 from frugalore.subspace.options import check_positive_integer
@@ -41,7 +41,7 @@ class Coordinates(Treatment):
     """
 
     marker = "density"
-    numbers = {"period": int, "density": float}
+    numbers: ClassVar = {"period": int, "density": float}
 
     def __init__(self, inside: Any, defaults: dict[str, Any]):
         super().__init__(inside, {**defaults, "period": 0, "period_calls": 0, "period_density": None})
@@ -92,7 +92,7 @@ class Coordinates(Treatment):
         return self.inside.state_shapes(selection.state_shape(*self._matrix(p)), group)
 
     def initial_state(self, p: Tensor, group: Group, ordinal: int) -> State:
-        numbers = {"period": int(group["period"]), "density": float(group["period_density"])}
+        numbers: ClassVar = {"period": int(group["period"]), "density": float(group["period_density"])}
         shape = self._select(p, group, *numbers.values()).state_shape(*self._matrix(p))
         return self.inside.initial_state(shape, group, p.device) | numbers
 

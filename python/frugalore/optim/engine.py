@@ -3,9 +3,9 @@
     G = inside(G) + outside(G);   inside -> state-full rule;   outside -> state-free rule;   one fused write
 
 A preset names the parts: a rule for the inside with its conventions, and the treatments of its groups: in a
-low-rank subspace (:mod:`frugalore.optim.low_rank`), in one of coordinates (:mod:`~frugalore.optim.coordinates`), or whole
-(:mod:`~frugalore.optim.whole`). A group with the treatment's marker (``rank``, ``density``) goes through the subspace; the
-others are moved whole by the same rule.
+low-rank subspace (:mod:`frugalore.optim.low_rank`) or in one of coordinates
+(:mod:`frugalore.optim.coordinates`). A group with the treatment's marker (``rank``, ``density``) goes through
+the subspace; the others are moved whole by the same rule (:mod:`frugalore.optim.whole`).
 
 Nothing waits for the device: the learning rate, the step count and the decision to skip a non-finite gradient
 are read and made there.

@@ -29,21 +29,21 @@ class _FiraLowRank(LowRank):
 class Fira(SubspaceOptimizer):
     """Fira: full-rank updates with the state of a low-rank subspace.
 
-    The residual ``G - back(R)`` moves the weight too, each column (or row) scaled by what Adam makes of that of
-    R, ``|N_j| / |R_j|``, and its norm grows by at most ``fira_limit`` from step to step. One back-projection
-    serves both parts, and nothing waits for the device.
+    The residual ``G - back(R)`` moves the weight too, each column (or row) scaled by what Adam makes of that
+    of R, ``|N_j| / |R_j|``, and its norm grows by at most ``fira_limit`` from step to step. One
+    back-projection serves both parts, and nothing waits for the device.
 
     Args:
-        params: groups as :func:`frugalore.param_groups` makes them; one with ``rank`` trains so, the others by
-            AdamW on the whole gradient. Weights may be float32, bfloat16, float16 or INT8.
+        params: groups as :func:`frugalore.param_groups` makes them; one with ``rank`` trains so, the others
+            by AdamW on the whole gradient. Weights may be float32, bfloat16, float16 or INT8.
         lr: learning rate, a float or a tensor of one element.
         betas, eps, weight_decay: of AdamW, in every group. ``eps`` joins the root of the second moment before
             its bias is corrected, and decay comes after the update, as in the published code.
         state_bits: 32, 8 or 4 bits a moment. rounding: "stochastic" or "nearest" writes. seed: as in
             :class:`frugalore.GaLoreAdamW`.
 
-    Options of a group with ``rank``: those of :class:`frugalore.GaLoreAdamW`; ``scale`` may be spelt ``alpha``,
-    as published. ``fira_mode``: "code" (default: what the published code does, where ``alpha`` multiplies the
+    Options of a group with ``rank``: those of :class:`frugalore.GaLoreAdamW`; ``scale`` may be spelt
+    ``alpha``, as published. ``fira_mode``: "code" (default: what the published code does, where ``alpha`` multiplies the
     inside, and what is subtracted from G, but not the residual) or "paper" (algorithm 1: both parts times
     ``alpha``). ``fira_limit`` (1.01).
 

@@ -160,16 +160,16 @@ class FrugalAdamW(FrugalOptimizer):
 
     * ``density`` (0.25): share of the columns, rows, elements, blocks or of the rank. 0: signSGD, no state.
     * ``update_gap`` (200): steps between two choices.
-    * ``subspace``: "columns" (default; input features), "rows", "randk" (single elements), "randperm" (columns
-      or rows, whichever is the short side), "blocks" (whole parameters), "svd" (leading singular vectors of
+    * ``subspace``: "columns" (default; input features), "rows", "randk" (single elements), "randperm"
+      (columns or rows, whichever is the short side), "blocks" (whole parameters), "svd" (leading singular vectors of
       the gradient), "random" (random orthonormal vectors).
     * ``inactive_update_rule``: "sign_sgd" (default), "sgd", "no"; with "svd" and "random" also "fira".
     * ``inactive_lr_scale``, ``proj_params_lr_scale`` (1): factors of the learning rate, above.
     * ``moments_at_refresh``, at a new choice: "reset" (default) begins anew; "keep" leaves the moments where
       they are; "rotate" re-projects them: coordinates in both choices keep theirs, others begin with zero.
     * blocks: ``block_order`` ("descending", "ascending", "random", "mirror": half from each end),
-      ``block_budget`` ("count" of parameters, or "bytes" of state), ``freeze_inactive`` (inactive ones neither
-      move nor get gradients), ``blocks`` ("parameters", or "layers" by their names).
+      ``block_budget`` ("count" of parameters, or "bytes" of state), ``freeze_inactive`` (inactive ones
+      neither move nor get gradients), ``blocks`` ("parameters", or "layers" by their names).
     * svd, random: ``proj_type``, ``quant*``, ``stagger`` and the others of :class:`frugalore.GaLoreAdamW`.
 
     ``density`` and ``update_gap`` of coordinates may change between steps; a new density holds from the next

@@ -16,8 +16,8 @@ class FrugalSGDM(FrugalOptimizer):
     is the method whose convergence the paper proves (algorithm 2, theorem 5.2).
 
     Args:
-        lr, momentum, dampening, nesterov: as in ``torch.optim.SGD``. The buffer begins with the first gradient,
-            also after a reset.
+        lr, momentum, dampening, nesterov: as in ``torch.optim.SGD``. The buffer begins with the first
+            gradient, also after a reset.
         weight_decay: decoupled, before the update.
 
     Everything else is as in :class:`frugalore.FrugalAdamW`; the buffer takes 32 bits.

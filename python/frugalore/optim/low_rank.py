@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class LowRank(Treatment):
     """
 
     marker = "rank"
-    numbers = {
+    numbers: ClassVar = {
         "calls": int,
         "gap": int,
         "offset": int,

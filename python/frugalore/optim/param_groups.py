@@ -35,8 +35,8 @@ def param_groups(
             ``update_gap``.
 
     Returns:
-        ``[{"params": the rest}, {"params": the targets, "rank": rank, ...}]`` (or ``"density"``), with ``(name,
-        parameter)`` pairs. The first is left out if it is empty.
+        ``[{"params": the rest}, {"params": the targets, "rank": rank, ...}]`` (or ``"density"``), with
+        ``(name, parameter)`` pairs. The first is left out if it is empty.
 
     Raises:
         TypeError: ``target_modules`` is neither a string nor strings. ValueError: no module matches, or none

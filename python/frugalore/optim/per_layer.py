@@ -22,7 +22,11 @@ from frugalore.optim.engine import SubspaceOptimizer
 
 
 def per_layer_updates(
-    optimizer: SubspaceOptimizer, accumulation_steps: int = 1, max_norm: float | None = None
+    optimizer: SubspaceOptimizer,
+    accumulation_steps: int = 1,
+    max_norm: float | None = None,
+    *,
+    state_free_only: bool = False,
 ) -> PerLayerUpdates:
     """Update every parameter during backward and free its gradient at once.
 
@@ -62,6 +66,10 @@ def per_layer_updates(
         optimizer: a preset of this library. Groups that are added later take part.
         accumulation_steps: gradients of a parameter in a round; one more before ``step()`` is an error.
         max_norm: clip at this norm; None: neither measure nor clip.
+        state_free_only: only parameters whose next move has no state-full part (FRUGAL's inactive blocks; all
+            of its group at density 0) move during backward. The others keep their gradients for ``step()``,
+            so ``clip_grad_norm_`` before it works on them; the sign of a gradient is the same clipped or not.
+            Refuses ``max_norm``.
 
     Returns:
         The handle: ``remove()`` restores the standard mode; so does leaving it as a context manager.
@@ -77,26 +85,35 @@ def per_layer_updates(
         raise ValueError(f"accumulation_steps: a positive integer expected, got {accumulation_steps!r}")
     if max_norm is not None and (not isinstance(max_norm, Real) or not max_norm > 0):
         raise ValueError(f"max_norm: a positive number or None expected, got {max_norm!r}")
+    if state_free_only and max_norm is not None:
+        raise ValueError(f"max_norm: None expected with state_free_only, got {max_norm!r}")
     if optimizer._per_layer is not None:
         raise ValueError("optimizer: it has per-layer updates already; remove() the first ones")
     if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("optimizer: gradients are waiting; call step() and zero_grad() first")
-    return PerLayerUpdates(optimizer, accumulation_steps, max_norm)
+    return PerLayerUpdates(optimizer, accumulation_steps, max_norm, state_free_only)
 
 
 class PerLayerUpdates:
     """The handle of :func:`per_layer_updates`.
 
     Attributes:
-        accumulation_steps, max_norm: as given.
+        accumulation_steps, max_norm, state_free_only: as given.
         gradient_norm: of the last closed round, a float64 scalar on the device, possibly infinite or NaN;
             see :func:`per_layer_updates` for what it is the norm of. None before the first, or without
             ``max_norm``.
     """
 
-    def __init__(self, optimizer: SubspaceOptimizer, accumulation_steps: int, max_norm: float | None):
+    def __init__(
+        self,
+        optimizer: SubspaceOptimizer,
+        accumulation_steps: int,
+        max_norm: float | None,
+        state_free_only: bool = False,
+    ):
         self.accumulation_steps = accumulation_steps
         self.max_norm = max_norm
+        self.state_free_only = state_free_only
         self.gradient_norm: Tensor | None = None
         self._optimizer = optimizer
         self._group_of: dict[Tensor, int] = {}
@@ -118,9 +135,16 @@ class PerLayerUpdates:
             for p in group["params"]:
                 self._group_of[p] = index
                 if p.requires_grad and p not in self._hooks:
-                    self._hooks[p] = p.register_post_accumulate_grad_hook(self._take)
+                    self._hooks[p] = p.register_post_accumulate_grad_hook(self._on_gradient)
 
     # ---- one gradient -------------------------------------------------------------------------------
+
+    def _on_gradient(self, p: Tensor) -> None:
+        if self.state_free_only:
+            group = self._optimizer.param_groups[self._group_of[p]]
+            if not self._optimizer.treatment(group).is_state_free(p, group):
+                return
+        self._take(p)
 
     @torch.no_grad()
     def _take(self, p: Tensor) -> None:

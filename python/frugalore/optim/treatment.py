@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class Item(NamedTuple):
     state: State
 
 
-class Treatment(ABC):
+class Treatment:
     """How the parameters of a group are trained: what is kept of a gradient, what their state is, how they
     move. It holds no state of a parameter itself; what it remembers can be made again at any time.
 
@@ -62,7 +62,7 @@ class Treatment(ABC):
     # ---- state --------------------------------------------------------------------------------------
 
     #: Numbers of a parameter's state, by name, besides ``tensor_id``.
-    numbers: dict[str, type] = {}
+    numbers: ClassVar[dict[str, type]] = {}
 
     @abstractmethod
     def state_shapes(

@@ -70,6 +70,8 @@ _POSITIVE = (
 )
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+SUBSPACES = ("columns", "rows", "randk", "randperm", "blocks", "svd", "random")
+INACTIVE_UPDATE_RULES = ("sign_sgd", "sgd", "no")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class PretrainConfig:
     rank: int = 64  #: of the gradient's projection, for the low-rank optimizers
     update_proj_gap: int = 50  #: steps between two refreshes of a subspace
     scale: float = 0.25  #: factor of the projected part of an update
+    density: float = 0.25  #: share of the subspace, for FRUGAL's optimizers
+    subspace: str = (
+        "columns"  #: of FRUGAL's optimizers: columns, rows, randk, randperm, blocks, svd or random
+    )
+    inactive_update_rule: str = "sign_sgd"  #: outside of it: sign_sgd, sgd or no
+    inactive_lr_scale: float = 1.0  #: factor of the learning rate there
     #: which Linear layers are projected: as :func:`frugalore.param_groups` takes it
     target_modules: str | tuple[str, ...] = ("attn", "mlp")
     steps: int = 300
@@ -110,7 +118,7 @@ class PretrainConfig:
             _integer(self, name, 1)
         for name in ("warmup_steps", "seed"):
             _integer(self, name, 0)
-        for name in ("weight_decay", "max_norm", "min_lr_ratio"):
+        for name in ("weight_decay", "max_norm", "min_lr_ratio", "density", "inactive_lr_scale"):
             _number(self, name, 0.0)
         _number(self, "scale", 0.0, open_end=True)
         if self.lr is not None:
@@ -120,7 +128,15 @@ class PretrainConfig:
         if self.warmup_steps >= self.steps > 1:
             # A short run keeps the proportion, so that `--steps 10` needs no second option.
             object.__setattr__(self, "warmup_steps", max(1, self.steps // 10))
-        for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
+        if self.density > 1:
+            raise ConfigError(f"density: at most 1 expected, got {self.density}")
+        choices = {
+            "device": DEVICES,
+            "dtype": DTYPES,
+            "subspace": SUBSPACES,
+            "inactive_update_rule": INACTIVE_UPDATE_RULES,
+        }
+        for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"{name}: one of {', '.join(allowed)} expected, got {value!r}")

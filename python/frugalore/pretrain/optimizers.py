@@ -107,6 +107,77 @@ def _galore_lion(model: nn.Module, config: PretrainConfig):
     return _in_subspace(GaLoreLion, model, config)
 
 
+@register("fira", lr=1e-2, summary="Fira: GaLore, and the residual as Adam would scale it")
+def _fira(model: nn.Module, config: PretrainConfig):
+    from frugalore import Fira
+
+    return _in_subspace(Fira, model, config)
+
+
+@register("frugal_adamw", lr=1e-3, summary="FrugalAdamW: AdamW in a subspace, signSGD outside")
+def _frugal_adamw(model: nn.Module, config: PretrainConfig):
+    from frugalore import FrugalAdamW
+
+    return _frugal(FrugalAdamW, model, config)
+
+
+@register("q_frugal", lr=1e-3, summary="FrugalAdamW on INT8 weights, 8-bit moments")
+def _q_frugal(model: nn.Module, config: PretrainConfig):
+    from frugalore import FrugalAdamW, quantize_
+
+    _check_build(config)
+    quantize_(model, config.target_modules)
+    return _frugal(FrugalAdamW, model, config, state_bits=8)
+
+
+@register("frugal_sgdm", lr=1e-3, summary="FrugalSGDM: SGD with momentum in a subspace, signSGD outside")
+def _frugal_sgdm(model: nn.Module, config: PretrainConfig):
+    from frugalore import FrugalSGDM
+
+    return _frugal(FrugalSGDM, model, config)
+
+
+@register("frugal_lion", lr=1e-3, summary="FrugalLion: Lion in a subspace, signSGD outside")
+def _frugal_lion(model: nn.Module, config: PretrainConfig):
+    from frugalore import FrugalLion
+
+    return _frugal(FrugalLion, model, config)
+
+
+@register("badam", lr=1e-3, summary="BAdam: AdamW on one layer at a time; embeddings, norms and head always")
+def _badam(model: nn.Module, config: PretrainConfig):
+    from frugalore import BAdam
+
+    _check_build(config)
+    optimizer = BAdam(
+        model.named_parameters(),
+        config.lr,
+        weight_decay=config.weight_decay,
+        switch_block_every=config.update_proj_gap,
+        active_modules=("embed", "norm", "lm_head"),
+        seed=config.seed,
+    )
+    return optimizer, model
+
+
+def _frugal(preset: type, model: nn.Module, config: PretrainConfig, **options):
+    """A FRUGAL preset over the groups that the configuration names."""
+    from frugalore import param_groups
+
+    _check_build(config)
+    groups = param_groups(
+        model,
+        config.target_modules,
+        density=config.density,
+        update_gap=config.update_proj_gap,
+        subspace=config.subspace,
+        inactive_update_rule=config.inactive_update_rule,
+        inactive_lr_scale=config.inactive_lr_scale,
+    )
+    own = {"lr": config.lr, "weight_decay": config.weight_decay, "seed": config.seed}
+    return preset(groups, **own, **options), model
+
+
 def _in_subspace(preset: type, model: nn.Module, config: PretrainConfig, **options):
     """A preset over the groups that the configuration names."""
     from frugalore import param_groups
