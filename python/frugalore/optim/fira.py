@@ -43,9 +43,9 @@ class Fira(SubspaceOptimizer):
             :class:`frugalore.GaLoreAdamW`.
 
     Options of a group with ``rank``: those of :class:`frugalore.GaLoreAdamW`; ``scale`` may be spelt
-    ``alpha``, as published. ``fira_mode``: "code" (default: what the published code does, where ``alpha`` multiplies the
-    inside, and what is subtracted from G, but not the residual) or "paper" (algorithm 1: both parts times
-    ``alpha``). ``fira_limit`` (1.01).
+    ``alpha``, as published. ``fira_mode``: "code" (default: what the published code does, where ``alpha``
+    multiplies the inside, and what is subtracted from G, but not the residual) or "paper" (algorithm 1: both
+    parts times ``alpha``). ``fira_limit`` (1.01).
 
     Raises:
         TypeError, ValueError: as :class:`frugalore.FusedQGaLore`.

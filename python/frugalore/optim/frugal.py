@@ -161,8 +161,8 @@ class FrugalAdamW(FrugalOptimizer):
     * ``density`` (0.25): share of the columns, rows, elements, blocks or of the rank. 0: signSGD, no state.
     * ``update_gap`` (200): steps between two choices.
     * ``subspace``: "columns" (default; input features), "rows", "randk" (single elements), "randperm"
-      (columns or rows, whichever is the short side), "blocks" (whole parameters), "svd" (leading singular vectors of
-      the gradient), "random" (random orthonormal vectors).
+      (columns or rows, whichever is the short side), "blocks" (whole parameters), "svd" (leading singular
+      vectors of the gradient), "random" (random orthonormal vectors).
     * ``inactive_update_rule``: "sign_sgd" (default), "sgd", "no"; with "svd" and "random" also "fira".
     * ``inactive_lr_scale``, ``proj_params_lr_scale`` (1): factors of the learning rate, above.
     * ``moments_at_refresh``, at a new choice: "reset" (default) begins anew; "keep" leaves the moments where
