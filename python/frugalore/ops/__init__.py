@@ -9,6 +9,7 @@ Those without a GEMM have a CPU and a CUDA kernel, and a specification in plain 
 from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
 from frugalore.ops.cholesky import CholeskyInverse, cholesky_inverse
+from frugalore.ops.fira import fira_back_update_
 from frugalore.ops.gemm import gemm
 from frugalore.ops.gram import gram
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
@@ -33,6 +34,7 @@ __all__ = [
     "adamw_direction_",
     "adamw_step_",
     "cholesky_inverse",
+    "fira_back_update_",
     "gemm",
     "gram",
     "int4_dequantize",

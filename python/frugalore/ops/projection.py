@@ -343,9 +343,7 @@ def checked_way_back(
         check_same_device(name, x, parts[0].device)
     if panel_bytes is None:
         panel_bytes = PANEL_BYTES[direction.device.type]
-    return WayBack(
-        parts, (matrix, scale, zero), side, step._replace(seed=seed_bits(step.seed)), panel_bytes
-    )
+    return WayBack(parts, (matrix, scale, zero), side, step._replace(seed=seed_bits(step.seed)), panel_bytes)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ A sign looks at the smallest of residuals, so R and its way back are made with m
 :mod:`frugalore.ops.projection`: R is float32 whatever the dtype of the gradient, and so are the sums of all
 products. The operands are float32 too, but for a bfloat16 gradient on a GPU: there they are bfloat16, where
 the same rounded basis serves both ways, and R goes back as the sum of two bfloat16 numbers,
-``back(R) = back(high) + back(low)``, in one product of twice the rank. (float32 products on a GPU are torch's,
-whose default is full precision; TF32, if it is allowed, spoils the signs.)
+``back(R) = back(high) + back(low)``, in one product of twice the rank. (float32 products on a GPU are
+torch's, whose default is full precision; TF32, if it is allowed, spoils the signs.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from frugalore.ops._checks import check_matrix, check_same_device
+from frugalore.ops._options import is_second
 from frugalore.ops._registry import define, mark_written, no_outputs
 from frugalore.ops.gemm import matmul
 from frugalore.ops.int8 import Int8Groups
@@ -36,7 +37,7 @@ from frugalore.ops.projection import (
     row_panels,
     short_side,
 )
-from frugalore.ops.residual import check_outside, residual_add_
+from frugalore.ops.residual import residual_add_
 from frugalore.ops.scaled import float32_panels
 
 
@@ -233,7 +234,7 @@ def split_back_update_(
         TypeError: another dtype. ValueError: shapes, devices or options that do not fit together, named with
             both values. The weight is then untouched.
     """
-    check_outside(outside, ("sign", "sgd"))
+    is_second("outside", outside, "sign", "sgd")
     way = checked_way_back(weight, direction, basis, step, side, panel_bytes)
     check_split(way.weight, direction, r, grad)
     scales = (inside_scale, outside_scale)
