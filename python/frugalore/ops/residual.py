@@ -18,6 +18,7 @@ from frugalore import _C
 from frugalore.ops._options import is_second
 from frugalore.ops._registry import define, mark_written, no_outputs
 
+
 def _residual_add(update, grad, projected, factor, outside, inside_scale, outside_scale, factor_of_rows):
     _C.residual_add(update, grad, projected, factor, outside, factor_of_rows, inside_scale, outside_scale)
 
