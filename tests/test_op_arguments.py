@@ -330,3 +330,23 @@ class TestCompile:
         step(weights[0], *record)
         _compiled(step, weights[1], *record)
         assert torch.equal(*weights) and weights[0].any()
+
+    def test_steps_with_a_residual(self, generator):
+        grad = torch.randn(8, 6, generator=generator)
+        basis = torch.linalg.qr(torch.randn(6, 2, generator=generator)).Q.t().contiguous()
+
+        def step(weights, progress, powers, last_norm, lr):
+            r = ops.split_project(grad, basis)
+            moments = [torch.zeros(16), torch.zeros(16)]
+            direction = ops.adamw_direction_(r.clone(), *moments, progress, powers, eps_mode="raw")
+            write = ops.Step(lr, progress, seed=7)
+            ops.split_back_update_(weights[0], direction, r, basis, grad, write)
+            ops.fira_back_update_(weights[1], direction, r, basis, grad, write, last_norm, beta_powers=powers)
+
+        results = []
+        for run in (step, lambda *arguments: _compiled(step, *arguments)):
+            weights, last = [torch.zeros(8, 6), torch.zeros(8, 6)], torch.full((), math.nan)
+            run(weights, *_record(), last, torch.full((1,), 0.1, dtype=torch.float64))
+            results.append((*weights, last))
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b) and a.isfinite().all() and a.any()

@@ -111,9 +111,7 @@ def test_back_update_of_a_float_weight(shape, dtype, panel_bytes, device, genera
     for outside, scales in (("sign", (1.0, 1.0)), ("sgd", (0.25, 2.0)), ("sgd", (0.0, 1.0))):
         options = {"outside": outside, "inside_scale": scales[0], "outside_scale": scales[1]}
         weight = start.clone()
-        ops.split_back_update_(
-            weight, direction, r, basis, grad, step, panel_bytes=panel_bytes, **options
-        )
+        ops.split_back_update_(weight, direction, r, basis, grad, step, panel_bytes=panel_bytes, **options)
         expected = _moved(start, direction.to(used.dtype), used, grad, step, **options)
         if outside == "sign":  # Where the subspace is everything, the residual is rounding.
             residual = grad.double() - _back(_project(grad, used), used, shape)
@@ -236,7 +234,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            ({"outside": "scaled"}, ValueError, "outside: one of sign, sgd expected, got 'scaled'"),
+            ({"outside": "scaled"}, ValueError, "outside: 'sign' or 'sgd' expected, got 'scaled'"),
             ({"side": "up"}, ValueError, "side: 'right' or 'left' expected, got 'up'"),
             ({"direction": torch.ones(8, 2)}, ValueError, r"direction: shape \(16, 2\) expected"),
             ({"r": torch.ones(16, 3)}, ValueError, r"r: the shape of direction \(16, 2\) .* got \(16, 3\)"),
@@ -267,7 +265,7 @@ class TestBadInput:
     def test_split_project(self):
         with pytest.raises(ValueError, match=r"basis: shape \('rank', 8\) expected for grad \(16, 8\)"):
             ops.split_project(torch.zeros(16, 8), torch.zeros(2, 16))
-        with pytest.raises(TypeError, match="grad: dtype .* got torch.float64"):
+        with pytest.raises(TypeError, match=r"grad: dtype .* got torch.float64"):
             ops.split_project(torch.zeros(16, 8).double(), torch.zeros(2, 8))
         with pytest.raises(ValueError, match="side: 'right' or 'left' expected, got 'up'"):
             ops.split_project(torch.zeros(16, 8), torch.zeros(2, 8), side="up")

@@ -17,8 +17,20 @@ void check_panel(const char* name, const TensorRef& t, const TensorRef& update) 
   check_same_device(name, t, "update", update);
 }
 
+ResidualRule checked_rule(const std::string& outside, bool has_factor) {
+  const bool scaled = outside == "scaled";
+  if (!scaled && outside != "sign" && outside != "sgd") {
+    throw pybind11::value_error("outside: one of sign, sgd, scaled expected, got '" + outside + "'");
+  }
+  if (has_factor != scaled) {
+    throw pybind11::value_error("factor: expected for outside 'scaled' and no other, got " +
+                                std::string(has_factor ? "one" : "none") + " for '" + outside + "'");
+  }
+  return scaled ? ResidualRule::scaled : (outside == "sign" ? ResidualRule::sign : ResidualRule::sgd);
+}
+
 void residual_add(const TensorRef& update, const TensorRef& grad, const std::optional<TensorRef>& projected,
-                  const std::optional<TensorRef>& factor, int64_t rule, bool factor_of_rows,
+                  const std::optional<TensorRef>& factor, const std::string& outside, bool factor_of_rows,
                   double inside_scale, double outside_scale) {
   check_float("update", update);
   if (update.ndim != 2) {
@@ -26,18 +38,9 @@ void residual_add(const TensorRef& update, const TensorRef& grad, const std::opt
   }
   check_contiguous("update", update);
   check_panel("grad", grad, update);
-  ResidualJob job{update.data,
-                  grad.data,
-                  nullptr,
-                  nullptr,
-                  update.dtype,
-                  grad.dtype,
-                  DType::f32,
-                  static_cast<ResidualRule>(rule),
-                  factor_of_rows,
-                  update.shape[0],
-                  update.shape[1],
-                  inside_scale,
+  ResidualJob job{update.data,    grad.data,       nullptr,         nullptr,
+                  update.dtype,   grad.dtype,      DType::f32,      checked_rule(outside, factor.has_value()),
+                  factor_of_rows, update.shape[0], update.shape[1], inside_scale,
                   outside_scale};
   std::vector<Place> places{{"update", update, true}, {"grad", grad, false}};
   if (projected) {

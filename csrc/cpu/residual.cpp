@@ -10,8 +10,8 @@ namespace {
 
 alignas(64) constexpr float kNoProjection[kTile] = {};
 
-// The factors of elements first ... first+n-1 of the matrix: in place if they are a piece of `factor`, else in
-// `buffer`.
+// The factors of elements first ... first+n-1 of the matrix: in place if they are a piece of `factor`, else
+// in `buffer`.
 const float* factors_of_tile(const ResidualJob& job, int64_t first, int64_t n, float* buffer) {
   int64_t row = first / job.columns, column = first % job.columns;
   if (!job.factor_of_rows && column + n <= job.columns) return job.factor + column;

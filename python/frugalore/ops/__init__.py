@@ -10,6 +10,7 @@ from frugalore.ops.adamw import adamw_direction_, adamw_step_
 from frugalore.ops.adamw8bit import adamw8bit_direction_, adamw8bit_step_
 from frugalore.ops.cholesky import CholeskyInverse, cholesky_inverse
 from frugalore.ops.coordinates import coordinates_back_, coordinates_back_update_, coordinates_project
+from frugalore.ops.fira import fira_back_update_
 from frugalore.ops.gemm import gemm
 from frugalore.ops.gram import gram
 from frugalore.ops.int4 import Int4Groups, int4_dequantize, int4_pack, int4_quantize, int4_unpack
@@ -40,6 +41,7 @@ __all__ = [
     "coordinates_back_",
     "coordinates_back_update_",
     "coordinates_project",
+    "fira_back_update_",
     "gemm",
     "gram",
     "int4_dequantize",

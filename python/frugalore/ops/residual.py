@@ -18,12 +18,9 @@ from frugalore import _C
 from frugalore.ops._options import is_second
 from frugalore.ops._registry import define, mark_written, no_outputs
 
-OUTSIDE = ("sign", "sgd", "scaled")
-
 
 def _residual_add(update, grad, projected, factor, outside, inside_scale, outside_scale, factor_of_rows):
-    rule = OUTSIDE.index(outside)
-    _C.residual_add(update, grad, projected, factor, rule, factor_of_rows, inside_scale, outside_scale)
+    _C.residual_add(update, grad, projected, factor, outside, factor_of_rows, inside_scale, outside_scale)
 
 
 _residual_add_op = define(
@@ -32,12 +29,6 @@ _residual_add_op = define(
     _residual_add,
     no_outputs,
 )
-
-
-def check_outside(outside: str, allowed: tuple[str, ...] = OUTSIDE) -> None:
-    """ValueError unless ``outside`` is one of the rules."""
-    if outside not in allowed:
-        raise ValueError(f"outside: one of {', '.join(allowed)} expected, got {outside!r}")
 
 
 @torch.no_grad()
@@ -70,10 +61,6 @@ def residual_add_(
     Raises:
         TypeError: a wrong dtype. ValueError: a wrong shape, stride, device or option. Nothing is written.
     """
-    check_outside(outside)
-    if (factor is not None) != (outside == "scaled"):
-        given = "none" if factor is None else "one"
-        raise ValueError(f"factor: expected for outside 'scaled' and no other, got {given} for {outside!r}")
     rows = is_second("axis", axis, "columns", "rows")
     _residual_add_op(update, grad, projected, factor, outside, inside_scale, outside_scale, rows)
     mark_written((update,))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from frugalore.ops._checks import check_matrix, check_same_device
+from frugalore.ops._options import is_second
 from frugalore.ops._registry import define, mark_written, no_outputs
 from frugalore.ops.gemm import matmul
 from frugalore.ops.int8 import Int8Groups
@@ -36,7 +37,7 @@ from frugalore.ops.projection import (
     row_panels,
     short_side,
 )
-from frugalore.ops.residual import check_outside, residual_add_
+from frugalore.ops.residual import residual_add_
 from frugalore.ops.scaled import float32_panels
 
 
@@ -233,7 +234,7 @@ def split_back_update_(
         TypeError: another dtype. ValueError: shapes, devices or options that do not fit together, named with
             both values. The weight is then untouched.
     """
-    check_outside(outside, ("sign", "sgd"))
+    is_second("outside", outside, "sign", "sgd")
     way = checked_way_back(weight, direction, basis, step, side, panel_bytes)
     check_split(way.weight, direction, r, grad)
     scales = (inside_scale, outside_scale)
