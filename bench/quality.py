@@ -40,7 +40,7 @@ class Method:
     """One row of the table. ``options`` are those of our groups, ``like`` gives the rate."""
 
     name: str
-    optimizer: str  #: "ours", "galore" or "qgalore"
+    optimizer: str  #: "ours", "adamw" (torch's), "badam" (ours), "galore" or "qgalore" (published)
     dtype: str
     rates: tuple[float, ...] = ()  #: tuned over these; or
     like: str = ""  #: the method whose rate is taken
@@ -52,6 +52,8 @@ class Method:
     factor: float = 1.0  #: of the rate of `like`
     preset: str = "FusedQGaLore"  #: of ours
     state_bits: int | None = None  #: default: the preset's
+    density: float | None = None  #: of FRUGAL's subspace, in place of the rank
+    target_modules: tuple[str, ...] = ("attn", "mlp")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def configuration(run: Run) -> PretrainConfig:
             "dtype": method.dtype,
             "device": "cpu",
             "validation_batches": 16,
+            "target_modules": method.target_modules,
         }
     )
 
@@ -102,9 +105,19 @@ def build(method: Method, model: torch.nn.Module, config: PretrainConfig, reposi
         published = official.QGaLore(repository)
         published.quantize_(model, method.rounding)
         return published.adamw8bit(official.llama_int8_groups(model, gap=method.gap, **shape), config.lr)
+    if method.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    if method.optimizer == "badam":
+        always = ("embed", "norm", "lm_head")
+        options = {"switch_block_every": method.gap, "active_modules": always, **method.options}
+        return frugalore.BAdam(model.named_parameters(), config.lr, seed=config.seed, **options)
     if method.int8:
         frugalore.quantize_(model, config.target_modules)
-    groups = frugalore.param_groups(model, update_proj_gap=method.gap, **shape, **method.options)
+    if method.density is None:
+        of_group = {"update_proj_gap": method.gap, **shape}
+    else:
+        of_group = {"update_gap": method.gap, "density": method.density}
+    groups = frugalore.param_groups(model, method.target_modules, **of_group, **method.options)
     options = {} if method.state_bits is None else {"state_bits": method.state_bits}
     preset = getattr(frugalore, method.preset)
     return preset(groups, lr=config.lr, seed=config.seed, rounding=method.rounding, **options)
