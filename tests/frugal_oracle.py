@@ -22,7 +22,7 @@ from frugalore.reference.frugal_subspaces import (
     Subspace,
     Whole,
 )
-from frugalore.reference.selection import randk_slots
+from frugalore.reference.selection import randk_slots, select
 from frugalore.subspace.blocks import cycle_block
 
 
@@ -143,6 +143,25 @@ def randk_elements(
     return Elements(torch.argsort(slots)[slots.numel() - inside :].tolist())
 
 
+def library_subspace(
+    kind: str, shape: tuple[int, int], *, density: float, seed: int, tensor_id: int, period: int
+) -> Subspace:
+    """What FrugalAdamW(subspace=kind) has inside in a period, for a kind of coordinates that are drawn.
+
+    ``int(density n)`` columns or rows; of "randperm" ``round(density n)`` of the short side (of a square
+    matrix: columns).
+    """
+    where = {"seed": seed, "tensor_id": tensor_id, "period": period}
+    if kind == "randk":
+        return randk_elements(shape, density=density, **where)
+    count = round if kind == "randperm" else int
+    if kind == "randperm":
+        kind = "columns" if shape[0] >= shape[1] else "rows"
+    length = shape[kind == "columns"]
+    indices = select(length, count(density * length), **where)[1].tolist()
+    return Columns(indices) if kind == "columns" else Rows(indices)
+
+
 __all__ = [
     "Basis",
     "Columns",
@@ -152,6 +171,7 @@ __all__ = [
     "Snapshot",
     "Whole",
     "badam_trajectory",
+    "library_subspace",
     "randk_elements",
     "spec_trajectory",
     "whole_tensors",
