@@ -3,6 +3,7 @@ elements, or whole parameters ("blocks")."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -142,7 +143,7 @@ class Coordinates(Treatment):
 
     # ---- the period ---------------------------------------------------------------------------------
 
-    def end_step(self, group: Group) -> None:
+    def end_step(self, group: Group, states: Mapping[Tensor, State]) -> None:
         group["period_calls"] += 1
         if group["period_calls"] < group["update_gap"]:
             return
@@ -152,7 +153,17 @@ class Coordinates(Treatment):
         group["period"] += 1
         group["period_calls"] = 0
         group["period_density"] = float(group["density"])
+        if group["subspace"] == "blocks":
+            self._drop_inactive(group, states)
         self._thaw(group)
+
+    def _drop_inactive(self, group: Group, states: Mapping[Tensor, State]) -> None:
+        """Free the moments of blocks whose turn is over, before those of the next are made; also where no
+        gradient would come that could do it."""
+        active = self._active(group, group["period"], group["period_density"])
+        for p in group["params"]:
+            if states.get(p) and p not in active:
+                self._enter_period(p, states[p], group)
 
     def _thaw(self, group: Group) -> None:
         """With ``freeze_inactive``, let autograd make the gradients of the next step's blocks only."""

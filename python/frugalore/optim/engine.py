@@ -171,7 +171,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _end_step(self) -> None:
         for group in self.param_groups:
-            self.treatment(group).end_step(group)
+            self.treatment(group).end_step(group, self.state)
 
     def _keep(self, p: Tensor, grad: Tensor, group: dict[str, Any], *, first: bool = True) -> Tensor:
         """What of a gradient the move of ``p`` needs; see :meth:`Treatment.keep`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -117,7 +117,7 @@ class Treatment:
         """Whether the next move of ``p`` has no state-full part."""
         return False
 
-    def end_step(self, group: Group) -> None:
+    def end_step(self, group: Group, states: Mapping[Tensor, State]) -> None:
         """All of a step's moves are made, whichever parameters had a gradient."""
 
     # ---- shared by treatments -----------------------------------------------------------------------

@@ -38,7 +38,7 @@ class CoordinateTurn:
         if self._old.kind == "all":
             return ops.coordinates_project(x, self._new)
         dense = torch.empty(self._shape, dtype=torch.float32, device=x.device)
-        ops.coordinates_back_(dense, x, dense, self._old, outside="none")
+        ops.coordinates_back_(dense, x, None, self._old, outside="none")
         return dense if self._new.kind == "all" else ops.coordinates_project(dense, self._new)
 
     @staticmethod
