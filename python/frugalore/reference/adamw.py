@@ -53,7 +53,7 @@ def advance(progress: Tensor, beta_powers: Tensor, betas: tuple[float, float], a
 
 
 def write_scalars(lr: float, weight_decay: float, decay: str, scale: float = 1.0) -> list[Tensor]:
-    """``keep`` and ``coefficient`` of ``w <- keep w - coefficient direction``; ``scale`` is one of lr there."""
+    """``keep`` and ``coefficient`` of ``w <- keep w - coefficient direction``; ``scale`` goes with lr."""
     keep = 1.0 - lr * weight_decay
     return _floats(keep, lr * scale * (keep if decay == "after" else 1.0))
 
