@@ -14,6 +14,7 @@ FAMILIES = (
     "adamw",
     "adamw8bit",
     "momentum",
+    "split",
     "sketch",
     "gemm",
     "gram",
