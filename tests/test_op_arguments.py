@@ -48,6 +48,12 @@ def _momentum_direction_arguments() -> dict:
     return {"r": torch.ones(300), "buffer": torch.zeros(300), "progress": _record()[0]}
 
 
+def _split_step(params, grads, exp_avgs, exp_avg_sqs, **others) -> None:
+    """split_step_ with everything inside, called as adamw_step_ is."""
+    everything = [ops.Selection("all")] * len(params)
+    ops.split_step_(params, grads, everything, (exp_avgs, exp_avg_sqs), **others)
+
+
 def _write_arguments(kind: str) -> dict:
     if kind == "float":
         return {"weight": torch.zeros(3, 256), "update": torch.ones(3, 256)}
@@ -67,12 +73,13 @@ CALLS = {
     "lion_step_": lambda: (ops.lion_step_, {**_momentum_arguments(), "lr": 0.1}),
     "sgdm_direction_": lambda: (ops.sgdm_direction_, _momentum_direction_arguments()),
     "lion_direction_": lambda: (ops.lion_direction_, _momentum_direction_arguments()),
+    "split_step_": lambda: (_split_step, {**_step_arguments(32), "lr": 0.1}),
     "weight_update_": lambda: (ops.weight_update_, _write_arguments("float")),
     "int8_stochastic_update_": lambda: (ops.int8_stochastic_update_, _write_arguments("int8")),
     "residual_add_": lambda: (ops.residual_add_, _residual_arguments()),
 }
 WRITES = ["weight_update_", "int8_stochastic_update_"]
-STEPS = ["adamw_step_", "adamw8bit_step_"]
+STEPS = ["adamw_step_", "adamw8bit_step_", "split_step_"]
 
 
 def _tensors(arguments: dict):

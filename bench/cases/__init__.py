@@ -15,6 +15,7 @@ FAMILIES = (
     "adamw8bit",
     "momentum",
     "residual",
+    "split",
     "sketch",
     "gemm",
     "gram",

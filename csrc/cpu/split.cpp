@@ -13,13 +13,14 @@ namespace frugalore::cpu {
 inline namespace FRUGALORE_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kSegment = 1024;
+constexpr int64_t kSegment = 256;
 
-// Elements of one row that are inside: element origin + index[j] has the state of slot + j.
+// The elements of a segment that are inside: element index[j] - shift of the segment has the state of slot +
+// j.
 struct Inside {
   const int32_t* index;
   int64_t count;
-  int64_t origin;
+  int32_t shift;
   int64_t slot;
 };
 
@@ -30,28 +31,32 @@ struct Buffers {
   alignas(64) int32_t index[kSegment];
 };
 
-void gather(const void* data, DType dtype, const Inside& inside, float* __restrict__ out) {
-  visit_float(dtype, data, [&](const auto* x) {
-    const auto* from = x + inside.origin;
-    for (int64_t j = 0; j < inside.count; ++j) out[j] = to_float(from[inside.index[j]]);
-  });
+// An index that the compiler cannot make a vector of: gather and scatter instructions are slower than single
+// loads and stores on most processors that have them.
+inline int32_t scalar_index(const Inside& inside, int64_t j) {
+  int32_t i = inside.index[j] - inside.shift;
+  asm("" : "+r"(i));
+  return i;
 }
 
-// words[i] is the random word of the element origin + shift + i.
-void scatter(void* data, DType dtype, const Inside& inside, const float* __restrict__ w,
-             const uint32_t* words, int64_t shift) {
-  visit_float(dtype, data, [&](auto* x) {
-    using T = std::remove_pointer_t<decltype(x)>;
-    T* to = x + inside.origin;
-    if (words != nullptr) {
-      for (int64_t j = 0; j < inside.count; ++j) {
-        const int64_t i = inside.index[j];
-        to[i] = adam_weight<T>(w[j], words[i - shift], true);
-      }
-    } else {
-      for (int64_t j = 0; j < inside.count; ++j) to[inside.index[j]] = adam_weight<T>(w[j], 0, false);
-    }
-  });
+void gather(const Inside& inside, const float* __restrict__ w, const float* __restrict__ g,
+            float* __restrict__ inside_w, float* __restrict__ inside_g) {
+  for (int64_t j = 0; j < inside.count; ++j) {
+    const int32_t i = scalar_index(inside, j);
+    inside_w[j] = w[i];
+    inside_g[j] = g[i];
+  }
+}
+
+void scatter(const Inside& inside, const float* __restrict__ inside_w, float* __restrict__ w) {
+  for (int64_t j = 0; j < inside.count; ++j) w[scalar_index(inside, j)] = inside_w[j];
+}
+
+// Asks for memory that is worked on soon. A segment goes through several loops, of which the first alone would
+// wait for memory and leave it idle in the others.
+inline void prefetch(const void* data, int64_t bytes) {
+  const char* line = static_cast<const char*>(data);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i);
 }
 
 template <OutsideRule outside>
@@ -84,20 +89,19 @@ class Splitter {
     const int64_t first = row * tensor_.columns + column;
     switch (selection.kind) {
       case SelectionKind::none:
-        return move_outside(first, n, buffers, nullptr);
+        return move_outside(first, n, buffers);
       case SelectionKind::all:
         return move_inside(first, n, first);
       case SelectionKind::rows: {
         const int32_t line = selection.below[row];
-        if (selection.below[row + 1] == line) return move_outside(first, n, buffers, nullptr);
+        if (selection.below[row + 1] == line) return move_outside(first, n, buffers);
         return move_inside(first, n, line * tensor_.columns + column);
       }
       case SelectionKind::columns: {
         const int32_t begin = selection.below[column], end = selection.below[column + n];
-        return move_both(
-            first, n,
-            Inside{selection.chosen + begin, end - begin, first - column, row * selection.count + begin},
-            buffers);
+        const Inside inside{selection.chosen + begin, end - begin, static_cast<int32_t>(column),
+                            row * selection.count + begin};
+        return move_both(first, n, inside, buffers);
       }
       default:
         return move_both(first, n, randk_inside(row, column, n, buffers.index), buffers);
@@ -107,7 +111,7 @@ class Splitter {
  private:
   // The chosen elements of a segment, tile by tile, in the order of their ranks.
   Inside randk_inside(int64_t row, int64_t column, int64_t n, int32_t* __restrict__ index) const {
-    Inside inside{index, 0, row * tensor_.columns + column, 0};
+    Inside inside{index, 0, 0, 0};
     for (int64_t begin = 0; begin < n; begin += kSelectionTile) {
       const RandkTile tile = randk_tile(tensor_.selection, tensor_.columns, row, column + begin);
       const RandkInverse inverse = randk_inverse(tile);
@@ -160,41 +164,62 @@ class Splitter {
     return skipped;
   }
 
-  // `words` are the random words of the elements, if the caller has made them.
-  int64_t move_outside(int64_t first, int64_t n, Buffers& buffers, const uint32_t* words) const {
+  int64_t move_outside(int64_t first, int64_t n, Buffers& buffers) const {
     if (write_.outside_rests) return 0;
     const float* g = nullptr;
     if (outside != OutsideRule::none) g = load_tile(tensor_.grad, tensor_.grad_dtype, first, n, buffers.g);
-    if (tensor_.param_dtype == DType::f32) {
-      return outside_floats<outside>(write_.outside, static_cast<float*>(tensor_.param) + first, g, n);
-    }
-    load_tile(tensor_.param, tensor_.param_dtype, first, n, buffers.w);
-    const int64_t skipped = outside_floats<outside>(write_.outside, buffers.w, g, n);
-    if (stochastic_ && words == nullptr) words = draw_words(first, n, buffers);
-    visit_float(tensor_.param_dtype, tensor_.param,
-                [&](auto* param) { store_weights(buffers.w, param + first, n, words); });
+    float* w = load_weights(first, n, buffers);
+    const int64_t skipped = outside_floats<outside>(write_.outside, w, g, n);
+    round_weights(first, n, buffers);
     return skipped;
-  }
-
-  const uint32_t* draw_words(int64_t first, int64_t n, Buffers& buffers) const {
-    random_words(stream_, static_cast<uint64_t>(first), n, buffers.words);
-    return buffers.words;
   }
 
   int64_t move_both(int64_t first, int64_t n, const Inside& inside, Buffers& buffers) const {
-    if (inside.count == 0) return move_outside(first, n, buffers, nullptr);
-    gather(tensor_.param, tensor_.param_dtype, inside, buffers.inside_w);
-    gather(tensor_.grad, tensor_.grad_dtype, inside, buffers.inside_g);
-    const uint32_t* words = stochastic_ ? draw_words(first, n, buffers) : nullptr;
-    int64_t skipped = move_outside(first, n, buffers, words);
+    if (inside.count == 0) return move_outside(first, n, buffers);
+    float *w = load_weights(first, n, buffers), *inside_w = buffers.inside_w, *inside_g = buffers.inside_g;
+    const float* g = load_tile(tensor_.grad, tensor_.grad_dtype, first, n, buffers.g);
+    gather(inside, w, g, inside_w, inside_g);
+    int64_t skipped = 0;
+    for (int64_t begin = 0; begin < n; begin += kTile) {
+      const int64_t length = n - begin < kTile ? n - begin : kTile;
+      prefetch_element(first + n + begin, length);
+      if (write_.outside_rests) continue;
+      skipped += outside_floats<outside>(write_.outside, w + begin, g + begin, length);
+    }
     if (skipped != 0) {  // the sweep counted the elements inside too
       for (int64_t j = 0; j < inside.count; ++j) {
-        skipped -= outside_element<outside>(write_.outside, buffers.inside_w[j], buffers.inside_g[j]).skipped;
+        skipped -= outside_element<outside>(write_.outside, inside_w[j], inside_g[j]).skipped;
       }
     }
-    skipped += inside_floats(buffers.inside_w, buffers.inside_g, inside.slot, inside.count);
-    scatter(tensor_.param, tensor_.param_dtype, inside, buffers.inside_w, words, first - inside.origin);
+    prefetch(tensor_.first + inside.slot + inside.count, inside.count * 4);
+    if (rule == SplitRule::adamw) prefetch(tensor_.second + inside.slot + inside.count, inside.count * 4);
+    skipped += inside_floats(inside_w, inside_g, inside.slot, inside.count);
+    scatter(inside, inside_w, w);
+    round_weights(first, n, buffers);
     return skipped;
+  }
+
+  // The weights and gradients of elements that may be beyond the end.
+  void prefetch_element(int64_t first, int64_t n) const {
+    const int64_t param_bytes = tensor_.param_dtype == DType::f32 ? 4 : 2;
+    const int64_t grad_bytes = tensor_.grad_dtype == DType::f32 ? 4 : 2;
+    prefetch(static_cast<const char*>(tensor_.param) + first * param_bytes, n * param_bytes);
+    prefetch(static_cast<const char*>(tensor_.grad) + first * grad_bytes, n * grad_bytes);
+  }
+
+  // float32 weights in place, others in a buffer.
+  float* load_weights(int64_t first, int64_t n, Buffers& buffers) const {
+    if (tensor_.param_dtype == DType::f32) return static_cast<float*>(tensor_.param) + first;
+    load_tile(tensor_.param, tensor_.param_dtype, first, n, buffers.w);
+    return buffers.w;
+  }
+
+  void round_weights(int64_t first, int64_t n, Buffers& buffers) const {
+    if (tensor_.param_dtype == DType::f32) return;
+    if (stochastic_) random_words(stream_, static_cast<uint64_t>(first), n, buffers.words);
+    visit_float(tensor_.param_dtype, tensor_.param, [&](auto* param) {
+      store_weights(buffers.w, param + first, n, stochastic_ ? buffers.words : nullptr);
+    });
   }
 
   const SplitTensor& tensor_;

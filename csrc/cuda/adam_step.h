@@ -21,15 +21,21 @@ constexpr int64_t kAdamChunkOf = kAdamChunk;
 template <>
 constexpr int64_t kAdamChunkOf<Adamw8bitTensor> = 8 * kAdam8bitBlock;
 
+// How many tensors of this size keep the parameters of a launch below 4 KiB; at most a warp of them.
+constexpr int tensors_in_a_batch(size_t tensor_bytes) {
+  const int most = static_cast<int>(3840 / (tensor_bytes + sizeof(int64_t)));
+  return most < kWarpSize ? most : kWarpSize;
+}
+
 template <class Tensor>
 struct TensorBatch {
-  static constexpr int kMost = 32;  // keeps the parameters of a launch below 4 KiB
+  static constexpr int kMost = tensors_in_a_batch(sizeof(Tensor));
   Tensor tensor[kMost];
   int64_t first_chunk[kMost + 1];
   int count;
 };
 
-// Calls body(batch) for all tensors, up to 32 at a time, and stops at the first error.
+// Calls body(batch) for all tensors, a batch at a time, and stops at the first error.
 template <class Tensor, class Body>
 cudaError_t for_batches(const Tensor* tensors, int64_t tensor_count, Body&& body) {
   cudaError_t status = cudaSuccess;

@@ -32,6 +32,16 @@ TEST(Selection, RanksOfATileAreABijection) {
   }
 }
 
+TEST(Selection, TheMixHasAnInverse) {
+  for (const int64_t columns : {1, 2, 3, 5, 31, 64, 129, 255, 256}) {
+    for (int64_t row = 0; row < 20; ++row) {
+      const RandkTile tile = randk_tile(randk(0.25), columns, row, 0);
+      const RandkInverse inverse = randk_inverse(tile);
+      for (uint32_t x = 0; x <= tile.mask; ++x) EXPECT_EQ(randk_unmix(tile, inverse, randk_mix(tile, x)), x);
+    }
+  }
+}
+
 TEST(Selection, TilesCutTheSlotsIntoRuns) {
   for (const double density : {0.0, 0.01, 0.3, 1.0}) {
     const Selection selection = randk(density);
