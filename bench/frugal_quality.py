@@ -1,6 +1,6 @@
 """Validation loss of FRUGAL, BAdam and Fira beside AdamW and GaLore; each tuned, then paired by seed.
 
-    python bench/frugal_quality.py --seeds 0 1 --jobs 2 --out bench/results/cpu
+    python bench/frugal_quality.py --seeds 0 1 --batch-size 8 --jobs 2 --out bench/results/cpu
 
 How the runs are made: bench/quality.py. FRUGAL's groups hold the layers of attention and MLP; embeddings, norms
 and the head train by AdamW, except in "and the head by sign".
@@ -25,10 +25,12 @@ METHODS = {
         Method("AdamW", "adamw", "float32", RATES),
         frugal(BASE, RATES),
         frugal("FRUGAL 0", RATES, density=0.0),
-        Method("GaLore", "ours", "float32", (1e-2,), int8=False, preset="GaLoreAdamW"),
-        Method("Fira", "ours", "float32", (5e-3, 1e-2, 2e-2), int8=False, preset="Fira"),
-        Method("BAdam", "badam", "float32", RATES),
-        frugal("and the head by sign", target_modules=("attn", "mlp", "lm_head"), density=0.0, like="FRUGAL 0"),
+        Method("GaLore", "ours", "float32", (5e-3, 1e-2, 2e-2), int8=False, preset="GaLoreAdamW"),
+        Method("Fira", "ours", "float32", (5e-3, 1e-2), int8=False, preset="Fira"),
+        Method("BAdam", "badam", "float32", (1e-3, 2e-3)),
+        frugal(
+            "and the head by sign", target_modules=("attn", "mlp", "lm_head"), density=0.0, like="FRUGAL 0"
+        ),
         frugal("Q-FRUGAL (INT8, 8-bit state)", int8=True, state_bits=8),
         frugal("blocks", options={"subspace": "blocks"}),
         frugal("SVD", options={"subspace": "svd"}),

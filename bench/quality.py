@@ -33,6 +33,7 @@ from frugalore.pretrain.loop import Trainer
 from frugalore.pretrain.model import build_model
 
 SEEDS = (0, 1, 2)
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,16 @@ class Run:
     lr: float
     seed: int
     steps: int
+    batch_size: int
 
     def path(self, folder: Path) -> Path:
         label = "".join(c if c.isalnum() else "-" for c in self.method.name)
-        return folder / f"{label}-lr{self.lr:g}-seed{self.seed}-steps{self.steps}.json"
+        size = "" if self.batch_size == BATCH_SIZE else f"-batch{self.batch_size}"
+        return folder / f"{label}-lr{self.lr:g}-seed{self.seed}-steps{self.steps}{size}.json"
+
+
+def of(arguments: argparse.Namespace, method: Method, lr: float, seed: int) -> Run:
+    return Run(method, lr, seed, arguments.steps, arguments.batch_size)
 
 
 def configuration(run: Run) -> PretrainConfig:
@@ -87,6 +94,7 @@ def configuration(run: Run) -> PretrainConfig:
             "lr": run.lr,
             "seed": run.seed,
             "steps": run.steps,
+            "batch_size": run.batch_size,
             "rank": method.rank,
             "update_proj_gap": method.gap,
             "dtype": method.dtype,
@@ -171,6 +179,7 @@ def execute(runs: list[Run], arguments: argparse.Namespace) -> None:
     def one(run: Run) -> None:
         command = [sys.executable, sys.argv[0], "--one", run.method.name, str(run.lr), str(run.seed)]
         command += ["--steps", str(run.steps), "--runs", str(arguments.runs)]
+        command += ["--batch-size", str(run.batch_size)]
         if arguments.qgalore:
             command += ["--qgalore", str(arguments.qgalore)]
         subprocess.run(command, check=True)
@@ -185,9 +194,7 @@ def execute(runs: list[Run], arguments: argparse.Namespace) -> None:
 def best_rate(method: Method, arguments: argparse.Namespace) -> float:
     if method.like:
         return best_rate(arguments.study.methods[method.like], arguments) * method.factor
-    losses = {
-        lr: result(Run(method, lr, SEEDS[0], arguments.steps), arguments.runs)["loss"] for lr in method.rates
-    }
+    losses = {lr: result(of(arguments, method, lr, SEEDS[0]), arguments.runs)["loss"] for lr in method.rates}
     return min(losses, key=losses.get)
 
 
@@ -212,8 +219,7 @@ def table(methods: list[Method], arguments: argparse.Namespace) -> str:
     for method in methods:
         if method.rates:
             losses = (
-                result(Run(method, lr, SEEDS[0], arguments.steps), arguments.runs)["loss"]
-                for lr in method.rates
+                result(of(arguments, method, lr, SEEDS[0]), arguments.runs)["loss"] for lr in method.rates
             )
             lines.append(f"| {method.name} | " + " | ".join(f"{loss:.4f}" for loss in losses) + " |")
     names = {method.name for method in methods}
@@ -232,7 +238,7 @@ def table(methods: list[Method], arguments: argparse.Namespace) -> str:
 
 def final_results(method: Method, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     lr = best_rate(method, arguments)
-    return [result(Run(method, lr, seed, arguments.steps), arguments.runs) for seed in arguments.seeds]
+    return [result(of(arguments, method, lr, seed), arguments.runs) for seed in arguments.seeds]
 
 
 def draw(methods: list[Method], arguments: argparse.Namespace, path: Path) -> None:
@@ -256,17 +262,15 @@ def main(study: Study) -> None:
     arguments = parse(study)
     if arguments.one:
         name, lr, seed = arguments.one
-        train(
-            Run(study.methods[name], float(lr), int(seed), arguments.steps), arguments.runs, arguments.qgalore
-        )
+        train(of(arguments, study.methods[name], float(lr), int(seed)), arguments.runs, arguments.qgalore)
         return
     arguments.runs.mkdir(parents=True, exist_ok=True)
     methods = [study.methods[name] for name in arguments.methods]
     if any(method.optimizer == "qgalore" for method in methods) and not arguments.qgalore:
         raise SystemExit("--qgalore: a clone of VITA-Group/Q-GaLore expected for the official Q-GaLore")
     tuned = [method for method in methods if method.rates]
-    execute([Run(m, lr, SEEDS[0], arguments.steps) for m in tuned for lr in m.rates], arguments)
-    finals = [Run(m, best_rate(m, arguments), s, arguments.steps) for m in methods for s in arguments.seeds]
+    execute([of(arguments, m, lr, SEEDS[0]) for m in tuned for lr in m.rates], arguments)
+    finals = [of(arguments, m, best_rate(m, arguments), s) for m in methods for s in arguments.seeds]
     execute(finals, arguments)
     text = f"`{' '.join(['python', *sys.argv])}`\n\n" + table(methods, arguments)
     print(text)
@@ -286,6 +290,7 @@ def parse(study: Study) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(study.methods), choices=list(study.methods))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="sequences a step")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "LR", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args(namespace=argparse.Namespace(study=study))
