@@ -2,8 +2,8 @@
 
     python bench/frugal_quality.py --seeds 0 1 --batch-size 8 --jobs 2 --out bench/results/cpu
 
-How the runs are made: bench/quality.py. FRUGAL's groups hold the layers of attention and MLP; embeddings, norms
-and the head train by AdamW, except in "and the head by sign".
+How the runs are made: bench/quality.py. FRUGAL's groups hold the layers of attention and MLP; embeddings,
+norms and the head train by AdamW, except in "and the head by sign".
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class TestFira:
         p = nn.Parameter(torch.zeros(8, 12))
         optimizer = frugalore.Fira([{"params": [p], "rank": 2, "alpha": 0.5, "update_proj_gap": 10}])
         assert optimizer.param_groups[0]["scale"] == 0.5
-        with pytest.raises(ValueError, match="alpha: 0.5 beside scale 0.25"):
+        with pytest.raises(ValueError, match=r"alpha: 0\.5 beside scale 0\.25"):
             frugalore.Fira([{"params": [p], "rank": 2, "alpha": 0.5, "scale": 0.25}])
 
     @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ class TestStateFreeDuringBackward:
 
     def test_a_norm_to_clip_at_is_refused(self):
         optimizer = make_frugal(make_model(), density=0.0)
-        with pytest.raises(ValueError, match="max_norm: None expected with state_free_only, got 1.0"):
+        with pytest.raises(ValueError, match=r"max_norm: None expected with state_free_only, got 1\.0"):
             frugalore.per_layer_updates(optimizer, max_norm=1.0, state_free_only=True)
 
 

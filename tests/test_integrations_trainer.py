@@ -15,6 +15,13 @@ from frugalore.integrations.transformers import FrugaloreCallback, trainer_optim
 
 NAMES = ("qgalore", "galore_adamw", "galore_adamw_8bit", "galore_adafactor")
 OPTIONS = {"rank": 8, "update_proj_gap": 2, "scale": 0.5, "seed": 5}
+FRUGAL = {
+    "fira": {"rank": 8, "update_proj_gap": 2, "alpha": 0.5, "seed": 5},
+    "frugal_adamw": {"density": 0.25, "update_gap": 2, "learning_rate": 3e-3, "seed": 5},
+    "frugal_sgdm": {"subspace": "blocks", "update_gap": 2, "learning_rate": 3e-3, "seed": 5},
+    "frugal_lion": {"subspace": "svd", "update_gap": 2, "learning_rate": 1e-3, "seed": 5},
+    "badam": {"switch_block_every": 2, "include_embedding": True, "include_lm_head": True, "seed": 5},
+}
 
 
 def tiny_llama():
@@ -52,6 +59,10 @@ def arguments(folder, **options):
 
 
 def trainer_of(folder, name="galore_adamw", model=None, target_modules=("attn", "mlp"), data=None, **options):
+    if name in FRUGAL and "optimizer" not in options:
+        own = dict(FRUGAL[name])
+        options = {"learning_rate": own.pop("learning_rate", 1e-2), "optimizer": own, **options}
+    target_modules = () if name == "badam" else target_modules
     chosen = {key: options.pop(key) for key in ("per_layer", "optim_args") if key in options}
     own = options.pop("optimizer", OPTIONS)
     args = arguments(folder, **options)
@@ -88,6 +99,31 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, name, per_l
     assert logged(whole, "loss")[0] > logged(whole, "loss")[-1]
 
 
+@pytest.mark.parametrize("name", FRUGAL)
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_frugal_badam_and_fira_train_and_resume(tmp_path, name, per_layer):
+    options = {"name": name, "per_layer": per_layer}
+    whole = trainer_of(tmp_path / "whole", **options)
+    whole.train()
+    again = trainer_of(tmp_path / "again", **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for key, value in weights(whole).items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
+    assert logged(whole, "loss")[0] > logged(whole, "loss")[-1]
+
+
+def test_badam_in_trainer(tmp_path):
+    """Vectors of the layers do not decay, and take turns with the rest of their layer."""
+    trainer = trainer_of(tmp_path, name="badam", weight_decay=0.1, optimizer={"switch_block_every": 2})
+    optimizer = trainer.create_optimizer()
+    matrices, vectors = optimizer.param_groups
+    assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0.0
+    active = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert active == {n for n, _ in trainer.model.named_parameters() if n.startswith("model.layers.1.")}
+    with pytest.raises(ValueError, match=r"target_modules: None expected with 'badam', got \['attn'\]"):
+        trainer_optimizer("badam", ["attn"], lr=1e-3)
+
+
 def test_learning_rates_are_those_of_two_groups_and_follow_the_scheduler(tmp_path):
     trainer = trainer_of(tmp_path, warmup_steps=3)
     trainer.train()
@@ -121,8 +157,8 @@ def test_training_arguments_reach_every_group(tmp_path):
 def test_options_override_optim_args_and_those_the_arguments(tmp_path):
     args = arguments(tmp_path, optim_args="rank=16, scale=0.1, proj_type=left, betas=(0.7, 0.9)")
     _, kwargs = trainer_optimizer("galore_adamw", args=args, scale=0.3)
-    assert kwargs["options"]["rank"] == 16 and kwargs["options"]["scale"] == 0.3
-    assert kwargs["options"]["betas"] == (0.7, 0.9) and kwargs["options"]["proj_type"] == "left"
+    assert kwargs["group"] == {"rank": 16, "scale": 0.3, "proj_type": "left"}
+    assert kwargs["options"]["betas"] == (0.7, 0.9)
     args = arguments(tmp_path, optim_target_modules=["q_proj"])
     assert trainer_optimizer("qgalore", args=args)[1]["target_modules"] == ["q_proj"]
 

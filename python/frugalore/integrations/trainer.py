@@ -28,8 +28,10 @@ from torch import nn
 
 import frugalore
 from frugalore.optim import SubspaceOptimizer, param_groups, per_layer_updates
+from frugalore.optim.frugal import FRUGAL_DEFAULTS
 from frugalore.optim.galore import SUBSPACE_DEFAULTS
 from frugalore.optim.param_groups import DEFAULT_TARGETS
+from frugalore.subspace.blocks import layer_blocks
 
 #: Names of the optimizers, in the spelling of transformers' ``optim``.
 OPTIMIZERS = {
@@ -39,9 +41,23 @@ OPTIMIZERS = {
     "galore_adafactor": "GaLoreAdafactor",
     "galore_sgdm": "GaLoreSGDM",
     "galore_lion": "GaLoreLion",
+    "fira": "Fira",
+    "frugal_adamw": "FrugalAdamW",
+    "frugal_sgdm": "FrugalSGDM",
+    "frugal_lion": "FrugalLion",
+    "badam": "BAdam",
 }
-_ADAMW = ("qgalore", "galore_adamw", "galore_adamw_8bit")
-_GROUP_OPTIONS = ("rank", *SUBSPACE_DEFAULTS)
+_ADAMW = ("qgalore", "galore_adamw", "galore_adamw_8bit", "fira", "frugal_adamw", "badam")
+
+
+def _group_options(key: str) -> set[str]:
+    """Options of an optimizer that belong to its groups in the subspace."""
+    if key == "badam":
+        return set()
+    if key.startswith("frugal"):
+        return set(FRUGAL_DEFAULTS)
+    own = {"alpha", "fira_mode", "fira_limit"} if key == "fira" else set()
+    return {"rank", *SUBSPACE_DEFAULTS, *own}
 
 
 def trainer_optimizer(
@@ -60,8 +76,9 @@ def trainer_optimizer(
     of the model stay float; for INT8 weights call :func:`frugalore.quantize_` before ``Trainer``.
 
     Args:
-        name: "qgalore", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_sgdm" or
-            "galore_lion".
+        name: "qgalore", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_sgdm",
+            "galore_lion", "fira", "frugal_adamw", "frugal_sgdm", "frugal_lion" or "badam". The last takes
+            the layers as they are and has no ``target_modules``.
         target_modules: "all-linear", a regular expression, or a list of names, parts of names or regular
             expressions (:func:`frugalore.param_groups`); default: ``args.optim_target_modules``, or
             ``["attn", "mlp"]``.
@@ -71,9 +88,9 @@ def trainer_optimizer(
         per_layer: update during backward and free each gradient (:func:`frugalore.per_layer_updates`), with
             the accumulation and the clipping norm of ``args``, which are then required. ``Trainer`` logs a
             gradient norm of 0, as it sees no gradients; :class:`FrugaloreCallback` has the true one.
-        **options: of the optimizer (``lr``, ``betas``, ``state_bits``, ...) and of the group with ``rank``
-            (``rank``, ``update_proj_gap``, ``scale``, ``proj_type``, ...). They override ``optim_args``, and
-            those override ``args``.
+        **options: of the optimizer (``lr``, ``betas``, ``state_bits``, ...) and of the group in the subspace
+            (``rank``, ``update_proj_gap``, ``scale``, ``proj_type``, ...; ``density``, ``update_gap``,
+            ``subspace``, ...). They override ``optim_args``, and those override ``args``.
 
     Raises:
         ValueError: an unknown name or option, or no learning rate. When ``Trainer`` builds the optimizer, as
@@ -85,7 +102,8 @@ def trainer_optimizer(
     preset = getattr(frugalore, OPTIMIZERS[key])
     text = optim_args if optim_args is not None else getattr(args, "optim_args", None)
     given = parse_optim_args(text or "") | options
-    known = {*_GROUP_OPTIONS, *inspect.signature(preset).parameters} - {"params"}
+    of_group = _group_options(key)
+    known = {*of_group, *inspect.signature(preset).parameters} - {"params", "options"}
     for option in given:
         if option not in known:
             close = difflib.get_close_matches(option, known, 1)
@@ -99,14 +117,24 @@ def trainer_optimizer(
         raise ValueError("lr: a learning rate expected; pass lr=... or args=training_arguments")
     if per_layer and args is None:
         raise ValueError("args: the training arguments expected with per_layer, got None")
+    if key == "badam" and target_modules:
+        raise ValueError(f"target_modules: None expected with 'badam', got {target_modules!r}")
     target = target_modules or getattr(args, "optim_target_modules", None) or DEFAULT_TARGETS
+    if key.startswith("frugal"):
+        given.setdefault("density", FRUGAL_DEFAULTS["density"])
     rounds = {}
     if per_layer:
         rounds = {
             "accumulation_steps": args.gradient_accumulation_steps,
             "max_norm": args.max_grad_norm or None,
         }
-    return _Factory, {"preset": preset, "target_modules": target, "options": given, "per_layer": rounds}
+    return _Factory, {
+        "preset": preset,
+        "target_modules": target,
+        "options": {name: value for name, value in given.items() if name not in of_group},
+        "group": {name: value for name, value in given.items() if name in of_group},
+        "per_layer": rounds,
+    }
 
 
 class _Factory:
@@ -118,14 +146,16 @@ class _Factory:
         preset: type[SubspaceOptimizer],
         target_modules: str | Sequence[str],
         options: dict[str, Any],
+        group: dict[str, Any],
         per_layer: dict[str, Any],
     ) -> SubspaceOptimizer:
-        of_group = {name: value for name, value in options.items() if name in _GROUP_OPTIONS}
-        own = {name: value for name, value in options.items() if name not in _GROUP_OPTIONS}
-        groups = param_groups(model, target_modules, **of_group)
-        if own.get("weight_decay"):
-            groups = _without_decay_of_vectors(groups)
-        optimizer = preset(groups, **own)
+        decays = bool(options.get("weight_decay"))
+        if preset is frugalore.BAdam:
+            groups = _layers(model, options) if decays else model.named_parameters()
+        else:
+            groups = param_groups(model, target_modules, **group)
+            groups = _without_decay_of_vectors(groups) if decays else groups
+        optimizer = preset(groups, **options)
         if per_layer:
             per_layer_updates(optimizer, **per_layer)
         return optimizer
@@ -134,7 +164,7 @@ class _Factory:
 def _without_decay_of_vectors(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for group in groups:
-        if "rank" in group:
+        if "rank" in group or "density" in group:
             result.append(group)
             continue
         matrices = [(name, p) for name, p in group["params"] if p.dim() > 1]
@@ -142,6 +172,29 @@ def _without_decay_of_vectors(groups: list[dict[str, Any]]) -> list[dict[str, An
         result += [{**group, "params": matrices}] if matrices else []
         result += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
     return result
+
+
+def _layers(model: nn.Module, options: dict[str, Any]) -> Any:
+    """BAdam's parameters, with the vectors of the layers in a group of their own that does not decay. The two
+    groups take turns alike only if they have the same layers; otherwise all are one group, which decays."""
+    named = list(model.named_parameters())
+    if options.get("active_modules") or options.get("block_prefix_list"):
+        return named
+    blocks = {
+        True: [(n, p) for n, p in named if p.dim() > 1],
+        False: [(n, p) for n, p in named if p.dim() <= 1],
+    }
+    include = [options.get(name, False) for name in ("include_embedding", "include_lm_head")]
+    try:
+        counts = {len(layer_blocks([n for n, _ in part], None, *include)) for part in blocks.values()}
+    except ValueError:  # one of the two has no layers
+        return named
+    if len(counts) > 1:
+        return named
+    return [
+        {"params": blocks[True], "density": 1.0},
+        {"params": blocks[False], "density": 1.0, "weight_decay": 0.0},
+    ]
 
 
 def _from_arguments(key: str, args: transformers.TrainingArguments) -> dict[str, Any]:

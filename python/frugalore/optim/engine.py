@@ -309,6 +309,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             if self._per_layer is not None:
                 self._per_layer._install(self._per_layer_waiting)
                 self._per_layer_waiting = None
+                self._per_layer._hook_parameters()  # the loaded period may have thawed others
 
         hooks = (
             self.register_load_state_dict_pre_hook(check),
