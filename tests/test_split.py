@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 F32, BF16, F16 = DTYPES
 DTYPE_PAIRS = [(F32, F32), (F32, BF16), (BF16, BF16), (BF16, F32), (F16, F16)]
 KINDS = ["none", "all", "columns", "rows", "randk"]
-# A scalar, a vector, one column, odd sizes, more than a segment, three dimensions, nothing, no columns.
+# A scalar, a vector, one column, odd sizes, several segments, three dimensions, nothing, no columns.
 SHAPES = [(), (3,), (700,), (5, 1), (17, 61), (3, 1300), (2, 3, 130), (0,), (0, 4), (4, 0), (9, 256)]
 RULES = [
     ("adamw", {"betas": (0.9, 0.99), "eps": 1e-6}),

@@ -1,4 +1,4 @@
-"""split_step_: FRUGAL's step in one pass at density .25: columns, rows, single elements and whole blocks."""
+"""split_step_: FRUGAL's step in one pass, at density .25, by columns, rows, single elements and blocks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 // One pass over a weight with two rules (core/split.h). Bytes per element in float32: outside 12, inside 28
 // with AdamW and 20 otherwise.
 //
-// The unit of work is a segment: up to 1024 elements of one row, or of the whole tensor where rows do not
+// The unit of work is a segment: up to 256 elements of one row, or of the whole tensor where rows do not
 // matter. Within it, elements inside that are not contiguous are gathered, moved along their contiguous state
 // and scattered after the rule outside has swept over the whole segment; both rules run in full vectors so.
 #include "core/split.h"
@@ -13,14 +13,15 @@ namespace frugalore::cpu {
 inline namespace FRUGALORE_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kSegment = 256;
+constexpr int64_t kSegment = kTile;
+static_assert(kSegment == kSelectionTile, "a segment is a tile of randk");
 
 // The elements of a segment that are inside: element index[j] - shift of the segment has the state of slot +
 // j.
 struct Inside {
   const int32_t* index;
   int64_t count;
-  int32_t shift;
+  uint64_t shift;
   int64_t slot;
 };
 
@@ -31,32 +32,27 @@ struct Buffers {
   alignas(64) int32_t index[kSegment];
 };
 
-// An index that the compiler cannot make a vector of: gather and scatter instructions are slower than single
-// loads and stores on most processors that have them.
-inline int32_t scalar_index(const Inside& inside, int64_t j) {
-  int32_t i = inside.index[j] - inside.shift;
+// An index that the compiler cannot make a vector of: instructions that gather and scatter are slower than
+// single loads and stores on most processors that have them.
+inline uint64_t scalar_index(const Inside& inside, int64_t j) {
+  uint64_t i = static_cast<uint32_t>(inside.index[j]);
   asm("" : "+r"(i));
-  return i;
+  return i - inside.shift;
 }
 
 void gather(const Inside& inside, const float* __restrict__ w, const float* __restrict__ g,
             float* __restrict__ inside_w, float* __restrict__ inside_g) {
+#pragma GCC unroll 4
   for (int64_t j = 0; j < inside.count; ++j) {
-    const int32_t i = scalar_index(inside, j);
+    const uint64_t i = scalar_index(inside, j);
     inside_w[j] = w[i];
     inside_g[j] = g[i];
   }
 }
 
 void scatter(const Inside& inside, const float* __restrict__ inside_w, float* __restrict__ w) {
+#pragma GCC unroll 4
   for (int64_t j = 0; j < inside.count; ++j) w[scalar_index(inside, j)] = inside_w[j];
-}
-
-// Asks for memory that is worked on soon. A segment goes through several loops, of which the first alone would
-// wait for memory and leave it idle in the others.
-inline void prefetch(const void* data, int64_t bytes) {
-  const char* line = static_cast<const char*>(data);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i);
 }
 
 template <OutsideRule outside>
@@ -99,40 +95,31 @@ class Splitter {
       }
       case SelectionKind::columns: {
         const int32_t begin = selection.below[column], end = selection.below[column + n];
-        const Inside inside{selection.chosen + begin, end - begin, static_cast<int32_t>(column),
+        const Inside inside{selection.chosen + begin, end - begin, static_cast<uint64_t>(column),
                             row * selection.count + begin};
         return move_both(first, n, inside, buffers);
       }
       default:
-        return move_both(first, n, randk_inside(row, column, n, buffers.index), buffers);
+        return move_both(first, n, randk_inside(row, column, buffers.index), buffers);
     }
   }
 
  private:
-  // The chosen elements of a segment, tile by tile, in the order of their ranks.
-  Inside randk_inside(int64_t row, int64_t column, int64_t n, int32_t* __restrict__ index) const {
-    Inside inside{index, 0, 0, 0};
-    for (int64_t begin = 0; begin < n; begin += kSelectionTile) {
-      const RandkTile tile = randk_tile(tensor_.selection, tensor_.columns, row, column + begin);
-      const RandkInverse inverse = randk_inverse(tile);
-      if (begin == 0) inside.slot = tile.first_slot;
-      int32_t* out = index + inside.count;
-      const int32_t offset = static_cast<int32_t>(begin);
+  // The chosen elements of a tile, in the order of their ranks.
+  Inside randk_inside(int64_t row, int64_t column, int32_t* __restrict__ index) const {
+    const RandkTile tile = randk_tile(tensor_.selection, tensor_.columns, row, column);
+    const RandkInverse inverse = randk_inverse(tile);
+    for (int32_t rank = 0; rank < tile.chosen; ++rank) {
+      index[rank] = static_cast<int32_t>(randk_unmix(tile, inverse, static_cast<uint32_t>(rank)));
+    }
+    if (static_cast<uint32_t>(tile.length) <= tile.mask) {  // else no step is left to walk
       for (int32_t rank = 0; rank < tile.chosen; ++rank) {
-        out[rank] = static_cast<int32_t>(randk_unmix(tile, inverse, static_cast<uint32_t>(rank)));
-      }
-      // Only a tile whose length is no power of two has steps left to walk.
-      if (static_cast<uint32_t>(tile.length) <= tile.mask) {
-        for (int32_t rank = 0; rank < tile.chosen; ++rank) {
-          while (out[rank] >= tile.length) {
-            out[rank] = static_cast<int32_t>(randk_unmix(tile, inverse, static_cast<uint32_t>(out[rank])));
-          }
+        while (index[rank] >= tile.length) {
+          index[rank] = static_cast<int32_t>(randk_unmix(tile, inverse, static_cast<uint32_t>(index[rank])));
         }
       }
-      for (int32_t rank = 0; rank < tile.chosen; ++rank) out[rank] += offset;
-      inside.count += tile.chosen;
     }
-    return inside;
+    return Inside{index, tile.chosen, 0, tile.first_slot};
   }
 
   int64_t inside_floats(float* w, const float* g, int64_t slot, int64_t n) const {
@@ -154,14 +141,8 @@ class Splitter {
 
   // Contiguous elements with contiguous state.
   int64_t move_inside(int64_t first, int64_t n, int64_t slot) const {
-    int64_t skipped = 0;
-    for (int64_t begin = 0; begin < n; begin += kTile) {
-      const int64_t length = n - begin < kTile ? n - begin : kTile;
-      skipped +=
-          move_tile(tensor_, stream_, stochastic_, first + begin, length,
-                    [&](float* w, const float* g) { return inside_floats(w, g, slot + begin, length); });
-    }
-    return skipped;
+    return move_tile(tensor_, stream_, stochastic_, first, n,
+                     [&](float* w, const float* g) { return inside_floats(w, g, slot, n); });
   }
 
   int64_t move_outside(int64_t first, int64_t n, Buffers& buffers) const {
@@ -179,32 +160,16 @@ class Splitter {
     float *w = load_weights(first, n, buffers), *inside_w = buffers.inside_w, *inside_g = buffers.inside_g;
     const float* g = load_tile(tensor_.grad, tensor_.grad_dtype, first, n, buffers.g);
     gather(inside, w, g, inside_w, inside_g);
-    int64_t skipped = 0;
-    for (int64_t begin = 0; begin < n; begin += kTile) {
-      const int64_t length = n - begin < kTile ? n - begin : kTile;
-      prefetch_element(first + n + begin, length);
-      if (write_.outside_rests) continue;
-      skipped += outside_floats<outside>(write_.outside, w + begin, g + begin, length);
-    }
+    int64_t skipped = write_.outside_rests ? 0 : outside_floats<outside>(write_.outside, w, g, n);
     if (skipped != 0) {  // the sweep counted the elements inside too
       for (int64_t j = 0; j < inside.count; ++j) {
         skipped -= outside_element<outside>(write_.outside, inside_w[j], inside_g[j]).skipped;
       }
     }
-    prefetch(tensor_.first + inside.slot + inside.count, inside.count * 4);
-    if (rule == SplitRule::adamw) prefetch(tensor_.second + inside.slot + inside.count, inside.count * 4);
     skipped += inside_floats(inside_w, inside_g, inside.slot, inside.count);
     scatter(inside, inside_w, w);
     round_weights(first, n, buffers);
     return skipped;
-  }
-
-  // The weights and gradients of elements that may be beyond the end.
-  void prefetch_element(int64_t first, int64_t n) const {
-    const int64_t param_bytes = tensor_.param_dtype == DType::f32 ? 4 : 2;
-    const int64_t grad_bytes = tensor_.grad_dtype == DType::f32 ? 4 : 2;
-    prefetch(static_cast<const char*>(tensor_.param) + first * param_bytes, n * param_bytes);
-    prefetch(static_cast<const char*>(tensor_.grad) + first * grad_bytes, n * grad_bytes);
   }
 
   // float32 weights in place, others in a buffer.

@@ -50,7 +50,8 @@ def outside_elements(
         new_w = keep32 * w
         applied = new_w.isfinite()
     else:
-        new_w = keep32 * w - coefficient * (g.sign() if outside == "sign" else g)
+        move = coefficient * (g.sign() if outside == "sign" else g)
+        new_w = keep32 * w - (torch.where(g == 0, 0.0, move) if outside == "sign" else move)
         applied = g.isfinite() & new_w.isfinite()
     return torch.where(applied, new_w, w), applied
 
