@@ -149,6 +149,13 @@ FRUGALORE_HD T adam_weight(float w, uint32_t word, bool stochastic) {
   return stochastic && is_finite(w) ? stochastic_from_float<T>(w, word) : from_float<T>(w);
 }
 
+// What is not finite here was a bfloat16 before, with zeros in the lower half: stochastic rounding then finds
+// no room for a carry and truncates, so it needs no second rounding to choose from.
+template <>
+FRUGALORE_HD bf16 adam_weight<bf16>(float w, uint32_t word, bool stochastic) {
+  return stochastic ? stochastic_from_float<bf16>(w, word) : from_float<bf16>(w);
+}
+
 FRUGALORE_HD RandomStream adam_random_stream(const AdamWrite& write, uint32_t tensor_id,
                                              const int64_t* progress) {
   return random_stream(write.seed, tensor_id, progress[kProgressApplied], Purpose::weight);

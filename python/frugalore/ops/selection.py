@@ -129,18 +129,18 @@ class Selection(NamedTuple):
         k = self.chosen.numel()
         return (rows, k) if self.kind == "columns" else (k, columns)
 
-    def arguments(self) -> tuple:
-        """As the bindings take it.
+    def arguments(self, name: str = "selection") -> tuple:
+        """As the bindings take it; ``name`` leads the messages.
 
         Raises:
             ValueError: another kind, lines without their tensors, or a density outside of [0, 1].
         """
         if self.kind not in KINDS:
-            raise ValueError(f"selection.kind: one of {', '.join(KINDS)} expected, got {self.kind!r}")
+            raise ValueError(f"{name}.kind: one of {', '.join(KINDS)} expected, got {self.kind!r}")
         if self.kind in ("columns", "rows") and (self.below is None or self.chosen is None):
-            raise ValueError(f"selection: below and chosen expected for {self.kind}, got none")
+            raise ValueError(f"{name}: below and chosen expected for {self.kind}, got none")
         if self.kind == "randk" and not 0.0 <= self.density <= 1.0:
-            raise ValueError(f"selection.density: a number in [0, 1] expected, got {self.density}")
+            raise ValueError(f"{name}.density: a number in [0, 1] expected, got {self.density}")
         kind = KINDS.index(self.kind)
         return (
             kind,

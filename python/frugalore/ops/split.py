@@ -174,7 +174,9 @@ def split_step_(
     if not params:
         return
     kinds, below, chosen, densities, selection_seeds, selection_ids, periods = (
-        zip(*[selection.arguments() for selection in selections], strict=True) if selections else [()] * 7
+        zip(*[s.arguments(f"selections[{i}]") for i, s in enumerate(selections)], strict=True)
+        if selections
+        else [()] * 7
     )
     _step_op(
         params,
