@@ -324,7 +324,7 @@ class TestBadInput:
         lists.selections[1] = good._replace(chosen=torch.zeros(21, dtype=torch.int32))
         self._raises(lists, ValueError, r"selections\[1\].chosen: at most 20 expected, got 21")
         lists.selections[1] = good._replace(kind="lines")
-        self._raises(lists, ValueError, "selection.kind: one of none, all, .* got 'lines'")
+        self._raises(lists, ValueError, r"selections\[1\].kind: one of none, all, .* got 'lines'")
         lists.selections[1] = Selection("randk", density=1.5)
         self._raises(lists, ValueError, r"selections\[1\].density: a number in \[0, 1\] expected, got 1.5")
         lists.selections.pop()
