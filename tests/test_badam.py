@@ -177,3 +177,12 @@ def test_names_are_needed():
         frugalore.BAdam(make_model().parameters())
     with pytest.raises(ValueError, match="numbered layers expected"):
         frugalore.BAdam(nn.Linear(3, 3).named_parameters())
+
+
+def test_a_failed_construction_freezes_nothing():
+    """The first group is in order, the second has no layers."""
+    first = [(f"layers.{i}.weight", nn.Parameter(torch.ones(2, 2))) for i in range(3)]
+    second = [("head", nn.Parameter(torch.ones(2, 2)))]
+    with pytest.raises(ValueError, match="numbered layers expected"):
+        frugalore.BAdam([{"params": first, "density": 1.0}, {"params": second, "density": 1.0}])
+    assert all(p.requires_grad for _, p in first)

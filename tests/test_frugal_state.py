@@ -214,3 +214,73 @@ def test_a_copy_goes_its_own_way(device):
     twin_model, twin = copy.deepcopy((model, optimizer))
     losses = train(model, optimizer, range(4, 8))
     assert train(twin_model, twin, range(4, 8)) == losses
+
+
+def random_steps(optimizer, p, steps):
+    for step in steps:
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).to(p.device)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("state_bits", [32, 8, 4])
+@pytest.mark.parametrize(("before", "after"), [(0.5, 0.25), (0.5, 0.02), (0.02, 0.5)])
+def test_rotated_moments_of_another_density_keep_their_width(before, after, state_bits, device):
+    """Also where packed moments become so few that they are float32, and back."""
+    p = nn.Parameter(torch.ones(64, 512, device=device))
+    group = {"params": [p], "density": before, "update_gap": 2, "moments_at_refresh": "rotate"}
+    optimizer = frugalore.FrugalAdamW([group], lr=0.01, seed=1, state_bits=state_bits)
+    random_steps(optimizer, p, range(2))
+    optimizer.param_groups[0]["density"] = after
+    random_steps(optimizer, p, range(2, 5))
+    optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    random_steps(optimizer, p, range(5, 7))
+
+
+def test_a_state_of_another_seed_brings_its_blocks(device):
+    def make(seed):
+        params = [nn.Parameter(torch.ones(4, 4, device=device)) for _ in range(8)]
+        group = {"params": params, "density": 0.25, "update_gap": 5, "subspace": "blocks"}
+        return params, frugalore.FrugalAdamW([group | {"block_order": "random"}], lr=0.01, seed=seed)
+
+    for seed in range(4):
+        _, saved = make(seed)
+        params, optimizer = make(seed + 10)
+        for opt in (saved, optimizer):
+            for p in opt.param_groups[0]["params"]:
+                p.grad = torch.ones_like(p)
+            opt.step()
+        optimizer.load_state_dict(saved_and_loaded(saved.state_dict()))
+        active = [optimizer.state[p]["exp_avg"].numel() > 0 for p in params]
+        free = [optimizer.treatment(g).is_state_free(p, g) for g in optimizer.param_groups for p in params]
+        assert active == [not is_free for is_free in free]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("block_order", "ascending"), ("active_blocks", 3), ("freeze_inactive", True), ("blocks", "layers")],
+)
+def test_options_of_blocks_cannot_change(option, value, device):
+    """Whose state there is in a period follows from them, and what is frozen."""
+    named = [(f"layers.{i}.weight", nn.Parameter(torch.ones(2, 2, device=device))) for i in range(4)]
+    group = {"params": named, "density": 0.5, "subspace": "blocks", "update_gap": 2}
+    optimizer = frugalore.FrugalAdamW([group], lr=0.01, seed=1)
+    state = saved_and_loaded(optimizer.state_dict())
+    optimizer.param_groups[0][option] = value
+    with pytest.raises(ValueError, match=f"{option} was .* cannot change, got {value!r}"):
+        optimizer.step()
+    other = frugalore.FrugalAdamW([group | {option: value}], lr=0.01, seed=1)
+    with pytest.raises(ValueError, match=f"{option} {value!r} expected, got"):
+        other.load_state_dict(state)
+
+
+def test_a_fresh_momentum_is_the_gradient_on_either_path(device, monkeypatch):
+    results = []
+    for in_one_pass in (True, False):
+        monkeypatch.setattr(frugalore.rules.SGDM, "is_fusable", staticmethod(lambda state, r=in_one_pass: r))
+        p = nn.Parameter(torch.ones(64, 32, device=device))
+        group = {"params": [p], "density": 0.5, "update_gap": 2}
+        optimizer = frugalore.FrugalSGDM([group], lr=0.1, momentum=0.9, dampening=0.9, seed=1)
+        random_steps(optimizer, p, range(5))
+        results.append((p.detach(), optimizer.state[p]["momentum_buffer"]))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

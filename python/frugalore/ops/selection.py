@@ -77,7 +77,8 @@ class Selection(NamedTuple):
         columns     the columns ``chosen``      ``[rows, k]``, columns in ascending order
         rows        the rows ``chosen``         ``[k, columns]``, rows in ascending order
         randk       single elements, a fixed    ``[floor(rows columns density)]``, in the order
-                    number in every 256         of ``csrc/core/selection.h``
+                    number in every 256 of a    of ``csrc/core/selection.h``
+                    row
         ==========  ==========================  ==============================================
 
     Attributes:

@@ -31,10 +31,23 @@ class ActiveBlocks:
     ``start_block``, the first one's index (None: the order's own); ``freeze_inactive``.
     """
 
+    #: Options that decide whose state there is in a period, and so cannot change later.
+    LAYOUT_OPTIONS = (
+        "blocks",
+        "block_prefixes",
+        "include_embedding",
+        "include_lm_head",
+        "block_order",
+        "block_budget",
+        "active_blocks",
+        "start_block",
+        "freeze_inactive",
+    )
+
     def __init__(self) -> None:
         self._blocks: dict[Tensor, list[list[Tensor]]] = {}  # by the group's first parameter
         self._names: dict[Tensor, str] = {}
-        self._active: dict[Tensor, tuple[tuple[int, float], set[Tensor]]] = {}
+        self._active: dict[Tensor, tuple[tuple[int, float, int], set[Tensor]]] = {}
         self._visited: set[Tensor] = set()  # in this period
         self._warned: set[Tensor] = set()
 
@@ -93,7 +106,7 @@ class ActiveBlocks:
     def active(self, group: dict[str, Any], period: int, density: float, ordinal: int) -> set[Tensor]:
         """The parameters of the active blocks. ``ordinal``: names the group's random numbers."""
         first = group["params"][0]
-        key = (period, density)
+        key = (period, density, group["seed"])
         if first not in self._active or self._active[first][0] != key:
             blocks = self.of(group)
             chosen = self._choose(group, blocks, period, density, ordinal)

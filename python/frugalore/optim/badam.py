@@ -19,7 +19,8 @@ class BAdam(FrugalOptimizer):
 
     For ``switch_block_every`` steps one block trains; then its moments are dropped and the next one's turn
     comes. The other blocks have ``requires_grad=False``, so backward neither computes nor keeps their
-    gradients: it is called on the parameters of the active block alone.
+    gradients: it is called on the parameters of the active block alone. Each parameter of a block is thawed
+    when its turn comes, also one that was frozen before: leave out those that shall never train.
 
     Args:
         params: ``model.named_parameters()``: the names tell the layers. Or groups of such pairs; one with

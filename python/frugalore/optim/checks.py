@@ -104,7 +104,7 @@ def warn_of_small_matrices(names: list[str], group: dict[str, Any]) -> None:
     warn(f"{name}: rank {rank} is larger than the short side of {shape}; {min(shape)} is used{more}")
 
 
-def check_density(density: Any) -> None:
-    """ValueError unless ``density`` is a share."""
+def check_density(density: Any, name: str = "density") -> None:
+    """ValueError, naming the option, unless ``density`` is a share."""
     if isinstance(density, bool) or not isinstance(density, numbers.Real) or not 0.0 <= density <= 1.0:
-        raise ValueError(f"density: a number in [0, 1] expected, got {density!r}")
+        raise ValueError(f"{name}: a number in [0, 1] expected, got {density!r}")

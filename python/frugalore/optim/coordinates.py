@@ -53,7 +53,8 @@ class Coordinates(Treatment):
     # ---- groups -------------------------------------------------------------------------------------
 
     def layout_options(self, group: Group) -> tuple[str, ...]:
-        return (*super().layout_options(group), "subspace")
+        of_blocks = ActiveBlocks.LAYOUT_OPTIONS if group["subspace"] == "blocks" else ()
+        return (*super().layout_options(group), "subspace", *of_blocks)
 
     def check_options(self, group: Group) -> None:
         super().check_options(group)
@@ -65,6 +66,8 @@ class Coordinates(Treatment):
             "inactive_update_rule", group["inactive_update_rule"], tuple(INACTIVE_UPDATE_RULES)
         )
         checks.check_choice("moments_at_refresh", group["moments_at_refresh"], MOMENTS_AT_REFRESH)
+        if group["period_density"] is not None:  # None: has not joined yet
+            checks.check_density(group["period_density"], "period_density")
         for name in ("period", "period_calls"):
             if not isinstance(group[name], Integral) or group[name] < 0:
                 raise ValueError(f"{name}: zero or more expected, got {group[name]!r}")
@@ -82,7 +85,6 @@ class Coordinates(Treatment):
         elif not any(p.requires_grad for p in group["params"]):
             raise ValueError(f"params: all {len(names)} parameters of the group are frozen, {names[0]} first")
         group["period_density"] = float(group["density"])
-        self._thaw(group)
 
     # ---- state --------------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ class Coordinates(Treatment):
         return self.inside.state_shapes(selection.state_shape(*self._matrix(p)), group)
 
     def initial_state(self, p: Tensor, group: Group, ordinal: int) -> State:
-        numbers: ClassVar = {"period": int(group["period"]), "density": float(group["period_density"])}
+        numbers = {"period": int(group["period"]), "density": float(group["period_density"])}
         shape = self._select(p, group, *numbers.values()).state_shape(*self._matrix(p))
         return self.inside.initial_state(shape, group, p.device) | numbers
 
@@ -108,7 +110,7 @@ class Coordinates(Treatment):
         self._selections.clear()
         self._blocks.forget()
 
-    def loaded(self, group: Group) -> None:
+    def entered(self, group: Group) -> None:
         self._thaw(group)
 
     # ---- what is inside -----------------------------------------------------------------------------
@@ -185,7 +187,11 @@ class Coordinates(Treatment):
             return False
         if group["moments_at_refresh"] == "rotate" and "none" not in (old.kind, new.kind):
             if CoordinateTurn.changes(old, new):
-                self.inside.rotate_(state, CoordinateTurn(old, new, self._matrix(p)), before)
+                self.inside.rotate_(state, CoordinateTurn(old, new, self._matrix(p)), before, group)
+                for name in self.inside.state_shapes(before, group).keys() - self.inside.state_shapes(
+                    after, group
+                ):
+                    del state[name]  # stored in another width now
             return False
         if before != after:
             fresh = self.inside.initial_state(after, group, p.device)
@@ -261,7 +267,7 @@ class Coordinates(Treatment):
             state["progress"][0] += 1
             state["progress"][2] = 1
         else:
-            direction = self.inside.direction_(direction, state, group)
+            direction = self.inside.direction_(direction, state, group, fresh=fresh)
         weight, group_size = stored_weight(p)
         ops.coordinates_back_update_(
             weight,

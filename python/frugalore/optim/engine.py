@@ -47,7 +47,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     State is tensors, numbers and lists of numbers; ``torch.load(weights_only=True)`` reads it.
     """
 
-    _COPIED = ("_option_names", "_treatments", "_whole", "_names", "_tensor_ids", "_layouts")
+    _COPIED = ("_option_names", "_treatments", "_whole", "_names", "_tensor_ids", "_layouts", "_constructed")
 
     def __init__(
         self,
@@ -70,7 +70,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._per_layer_waiting: dict[str, Any] | None = None  # loaded; for per_layer_updates() to take over
         defaults = defaults | {"seed": int(seed), "format": checkpoint.FORMAT}
         self._option_names = frozenset(defaults)  # torch adds to its own copy later
+        self._constructed = False
         super().__init__(params, defaults)
+        self._constructed = True
+        for group in self.param_groups:
+            self.treatment(group).entered(group)
 
     # ---- groups -------------------------------------------------------------------------------------
 
@@ -123,6 +127,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self._names[p] = f"{name} (group {len(self.param_groups) - 1})" if name in taken else name
             self._tensor_ids[p] = ordinal
         self._remember_layouts([group])
+        if self._constructed:
+            self.treatment(group).entered(group)
         if self._per_layer is not None:
             self._per_layer._hook_parameters()
 
@@ -148,8 +154,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update of every parameter that has a gradient. Gradients stay as they are.
 
-        A non-finite gradient never reaches weights or state: a matrix in a low-rank subspace skips the whole
-        update, any other parameter the elements concerned. :meth:`statistics` counts them.
+        A non-finite gradient never reaches weights or state. A matrix in a low-rank subspace skips the whole
+        update, and so does one in coordinates with INT8 weights or packed moments, if the element is inside; any
+        other parameter skips the elements concerned. :meth:`statistics` counts them.
 
         With :func:`frugalore.per_layer_updates` it closes the round instead.
         """
@@ -304,7 +311,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self.state.clear()
             self.state.update(placed)
             for group in self.param_groups:
-                self.treatment(group).loaded(group)
+                self.treatment(group).entered(group)
             self._per_layer_waiting = per_layer or None
             if self._per_layer is not None:
                 self._per_layer._install(self._per_layer_waiting)

@@ -12,12 +12,13 @@ from frugalore.rules import SGDM, Lion
 
 
 class FrugalSGDM(FrugalOptimizer):
-    """FRUGAL with SGD and momentum inside. With ``inactive_update_rule="sgd"`` and ``dampening=momentum`` it
-    is the method whose convergence the paper proves (algorithm 2, theorem 5.2).
+    """FRUGAL with SGD and momentum inside. With ``inactive_update_rule="sgd"``, ``dampening=momentum`` and
+    ``moments_at_refresh="rotate"`` it is, from the second step on, the method whose convergence the paper
+    proves (algorithm 2, theorem 5.2).
 
     Args:
         lr, momentum, dampening, nesterov: as in ``torch.optim.SGD``. The buffer begins with the first
-            gradient, also after a reset.
+            gradient, also after a reset; after one of "svd" or "random" with ``1 - dampening`` times it.
         weight_decay: decoupled, before the update.
 
     Everything else is as in :class:`frugalore.FrugalAdamW`; the buffer takes 32 bits.

@@ -132,7 +132,7 @@ class LowRank(Treatment):
         similarity, turn = self.subspace.refresh(grad, state, group, iterations)
         shape = self.subspace.low_rank_shape(grad.shape, group)
         if turn is not None and group["moments_at_refresh"] == "rotate":
-            self.inside.rotate_(state, turn, shape)
+            self.inside.rotate_(state, turn, shape, group)
         elif turn is not None:
             fresh = self.inside.initial_state(shape, group, grad.device)
             del fresh["progress"]  # counts updates, and so names the random numbers of the next write

@@ -42,17 +42,17 @@ def per_layer_updates(
       options that its group has then. ``step()`` moves those that got fewer (an expert that some
       micro-batches did not visit, a short last round); those that got none are skipped. With one step,
       weights and state are equal to the bit to those of the standard mode.
-    * Accumulation: gradients add up, as ``.grad`` does. A matrix in the subspace keeps the sum of its
-      projected gradients R in float32; every other parameter its summed gradient, in the gradient's dtype. A
-      refresh that is due uses the round's first gradient, so that all R of a round are in one basis (if that
-      gradient is zero or not finite, the next one that is neither). A NaN or infinity in any of them skips
-      the matrix, or the elements concerned of a whole parameter. ``zero_grad()`` drops nothing of this;
-      :meth:`PerLayerUpdates.discard` does.
+    * Accumulation: gradients add up, as ``.grad`` does. A matrix in a low-rank subspace without a rule
+      outside (GaLore) keeps the sum of its projected gradients R in float32; every other parameter its summed
+      gradient, in the gradient's dtype. A refresh that is due uses the round's first gradient, so that all R
+      of a round are in one basis (if that gradient is zero or not finite, the next one that is neither). A
+      NaN or infinity in any of them skips the matrix, or the elements concerned of a whole parameter.
+      ``zero_grad()`` drops nothing of this; :meth:`PerLayerUpdates.discard` does.
     * Clipping: a round's gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``, where ``norm`` is
       that of the round *before*: the present one is known when the last parameter has moved. So it differs
       from ``clip_grad_norm_``: a sudden peak passes once. Before the first norm is known, each parameter is
-      clipped by its own. The norm is the global L2 norm of the unclipped gradients; with accumulation, R
-      stands for the gradient of a matrix in the subspace, so what lies outside does not count. A norm that
+      clipped by its own. The norm is the global L2 norm of the unclipped gradients; with accumulation, where
+      R is kept it stands for the gradient, so what lies outside does not count. A norm that
       is not finite clips nothing; the last finite one stays. ``math.inf`` measures without clipping.
     * Options are checked before the first parameter of a round moves. An error in backward leaves those
       moved that had their turn; ``step()`` or ``discard()`` then ends the round.

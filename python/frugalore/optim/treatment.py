@@ -83,8 +83,8 @@ class Treatment:
     def forget(self) -> None:
         """Drop what is remembered of states; when others are loaded."""
 
-    def loaded(self, group: Group) -> None:
-        """Other states and options are in place."""
+    def entered(self, group: Group) -> None:
+        """All groups are in place, or another period, with other states and options, was loaded."""
 
     # ---- the step -----------------------------------------------------------------------------------
 

@@ -151,7 +151,9 @@ class Adafactor:
             size = self.learning_rate(p, state, group, lr)
             _updates(grad, state, group, _write_into(p, state, group, size))
 
-    def rotate_(self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...]) -> None:
+    def rotate_(
+        self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...], group: dict[str, Any]
+    ) -> None:
         """Bring the statistics of R ``shape`` into the basis that a refresh chose."""
         by_rows, by_columns = replace(turn, right=None), replace(turn, left=None)
         fresh = {

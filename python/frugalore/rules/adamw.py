@@ -66,7 +66,7 @@ class AdamW:
         shape = tuple(shape)
         numel = math.prod(shape)
         shapes = {"progress": ((3,), torch.int64), "beta_powers": ((2,), torch.float64)}
-        bits = group["state_bits"] if numel >= MIN_8BIT_SIZE else 32
+        bits = AdamW._width(numel, group)
         for name in _WIDE:
             if bits == 32:
                 shapes[name] = (shape, torch.float32)
@@ -75,6 +75,11 @@ class AdamW:
             shapes[name] = (shape if bits == 8 else (-(-numel // 2),), torch.uint8)
             shapes[f"{name}_absmax"] = ((-(-numel // block),), torch.float32)
         return shapes
+
+    @staticmethod
+    def _width(numel: int, group: dict[str, Any]) -> int:
+        """How the moments of a new tensor of so many elements are to be stored."""
+        return group["state_bits"] if numel >= MIN_8BIT_SIZE else 32
 
     @staticmethod
     def _bits(state: dict[str, Any], numel: int) -> int:
@@ -99,8 +104,14 @@ class AdamW:
         """What the update that comes next is multiplied by: the group's."""
         return lr
 
-    def direction_(self, r: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """Replace a projected gradient by Adam's direction; a non-finite one by zeros, counted as skipped."""
+    def direction_(
+        self, r: Tensor, state: dict[str, Any], group: dict[str, Any], *, fresh: bool = False
+    ) -> Tensor:
+        """Replace a projected gradient by Adam's direction; a non-finite one by zeros, counted as skipped.
+
+        Args:
+            fresh: whether the state was just set to zero; of no matter here.
+        """
         bits = self._bits(state, r.numel())
         options = {"betas": group["betas"], "eps": group["eps"], "eps_mode": self.eps_mode}
         record = [state[name] for name in _RECORD]
@@ -146,16 +157,22 @@ class AdamW:
     @classmethod
     def stored(cls, state: dict[str, Any], m: Tensor, v: Tensor) -> dict[str, Tensor]:
         """State tensors for these moments, in the width of ``state``, which is not changed."""
-        bits = cls._bits(state, m.numel())
+        return cls._packed(m, v, cls._bits(state, m.numel()))
+
+    @staticmethod
+    def _packed(m: Tensor, v: Tensor, bits: int) -> dict[str, Tensor]:
         if bits == 32:
             return {"exp_avg": m, "exp_avg_sq": v}
         quantize = quantize_moment if bits == 8 else adamw4bit.quantize_moment4
         return dict(zip(_QUANTIZED, (*quantize(m, True), *quantize(v, False)), strict=True))
 
-    def rotate_(self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...]) -> None:
-        """Carry the moments from an old basis into a new one."""
+    def rotate_(
+        self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...], group: dict[str, Any]
+    ) -> None:
+        """Carry the moments, of this ``shape``, from an old basis into a new one; there it may be another."""
         m, v = self.moments(state, shape)
-        turn.replace_(state, self.stored(state, turn.first_moment(m), turn.second_moment(v)))
+        m, v = turn.first_moment(m), turn.second_moment(v)
+        turn.replace_(state, self._packed(m, v, self._width(m.numel(), group)))
 
     def step_(
         self,

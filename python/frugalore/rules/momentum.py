@@ -57,8 +57,14 @@ class MomentumRule:
         """What the update that comes next is multiplied by: the group's."""
         return lr
 
-    def direction_(self, r: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """Replace a projected gradient by its direction; a non-finite one by zeros, counted as skipped."""
+    def direction_(
+        self, r: Tensor, state: dict[str, Any], group: dict[str, Any], *, fresh: bool = False
+    ) -> Tensor:
+        """Replace a projected gradient by its direction; a non-finite one by zeros, counted as skipped.
+
+        Args:
+            fresh: whether the state was just set to zero; of matter to SGDM.
+        """
         options = {name: group[name] for name in self.RULE_OPTIONS}
         return self.DIRECTION(r, state[self.BUFFER], state["progress"], **options)
 
@@ -72,8 +78,10 @@ class MomentumRule:
         options = {name: group[name] for name in self.RULE_OPTIONS}
         return {"rule": self.NAME, "moments": ([state[self.BUFFER] for state in states],), **options}
 
-    def rotate_(self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...]) -> None:
-        """Carry the buffer from an old basis into a new one."""
+    def rotate_(
+        self, state: dict[str, Any], turn: Turn, shape: tuple[int, ...], group: dict[str, Any]
+    ) -> None:
+        """Carry the buffer, of this ``shape``, from an old basis into a new one; there it may be another."""
         turn.replace_(state, {self.BUFFER: turn.first_moment(state[self.BUFFER].view(shape))})
 
     def step_(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from frugalore import ops
 from frugalore.rules.momentum import MomentumRule
 
@@ -38,3 +40,9 @@ class SGDM(MomentumRule):
                 "nesterov: momentum > 0 and dampening 0 expected, got "
                 f"{group['momentum']!r} and {group['dampening']!r}"
             )
+
+    def direction_(
+        self, r: Tensor, state: dict[str, Any], group: dict[str, Any], *, fresh: bool = False
+    ) -> Tensor:
+        """As in :class:`MomentumRule`; a fresh buffer becomes the gradient itself, whatever ``dampening``."""
+        return super().direction_(r, state, group | {"dampening": 0.0} if fresh else group)
