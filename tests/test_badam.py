@@ -186,3 +186,10 @@ def test_a_failed_construction_freezes_nothing():
     with pytest.raises(ValueError, match="numbered layers expected"):
         frugalore.BAdam([{"params": first, "density": 1.0}, {"params": second, "density": 1.0}])
     assert all(p.requires_grad for _, p in first)
+
+
+def test_prefixes_may_be_a_tuple_or_a_list():
+    model = make_model()
+    first = frugalore.BAdam(model.named_parameters(), block_prefix_list=("layers.0", "layers.2"))
+    other = frugalore.BAdam(model.named_parameters(), block_prefix_list=["layers.0", "layers.2"])
+    other.load_state_dict(first.state_dict())

@@ -291,3 +291,21 @@ def test_memory_of_the_state():
     assert found["32"] == 2.0 and found["0"] == 0.0
     assert found["8"] == pytest.approx(0.5 + 2 * 4 / 256 / 4)
     assert found["4"] == pytest.approx(0.25 + 2 * 4 / 128 / 4)
+
+
+@pytest.mark.parametrize("quant", [False, True])
+@pytest.mark.parametrize("subspace", ["svd", "random"])
+@pytest.mark.parametrize(
+    ("shape", "density"), [((16, 24), 1.0), ((24, 16), 1.0), ((1, 9), 0.25), ((9, 1), 0.25)]
+)
+def test_the_residual_of_a_whole_basis_moves_nothing(shape, density, subspace, quant, device):
+    """It is made of rounding errors, whose signs would count as much as those of gradients."""
+    results = []
+    for outside in ("sign_sgd", "no"):
+        params = parameters([shape], device=device)
+        options = {"density": density, "subspace": subspace, "quant": quant}
+        optimizer = optimizer_over(params, inactive_update_rule=outside, **options)
+        for of_step in gradients(6, [shape]):
+            feed(optimizer, params, of_step)
+        results.append(params[0].detach())
+    torch.testing.assert_close(*results, rtol=0, atol=2e-6)

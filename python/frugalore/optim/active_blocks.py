@@ -87,6 +87,8 @@ class ActiveBlocks:
                 name: group[name] for name in ("block_prefixes", "include_embedding", "include_lm_head")
             }
             blocks = [[params[i] for i in block] for block in layer_blocks(names, *options.values())]
+            if group["block_prefixes"] is not None:
+                group["block_prefixes"] = list(group["block_prefixes"])  # a state has a list, too
         for name in ("active_blocks", "start_block"):
             most = len(blocks) - (name == "start_block")
             if group[name] is not None and group[name] > most:

@@ -166,6 +166,8 @@ class LowRank(Treatment):
         weight, group_size = stored_weight(p)
         places = {"side": side, "group_size": group_size, "basis_group_size": group["quant_group_size"]}
         outside, (inside_scale, outside_scale) = self.outside(group), self.scales(group)
+        if self.subspace.is_complete(p.shape, group):
+            outside_scale = 0.0  # or the signs of rounding errors would move the weight
         if isinstance(outside, Fira):
             ops.fira_back_update_(
                 weight,

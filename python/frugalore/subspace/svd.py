@@ -128,6 +128,12 @@ class SvdSubspace:
         return lengths | ({"basis_left": m} if group["proj_type"] == "full" else {})
 
     @classmethod
+    def is_complete(cls, shape: torch.Size, group: dict[str, Any]) -> bool:
+        """Whether the subspace holds every gradient, so that a residual is nothing but rounding."""
+        rank = cls.rank(shape, group)
+        return all(rank == length for length in cls._lengths(shape, group).values())
+
+    @classmethod
     def state_shapes(
         cls, shape: torch.Size, group: dict[str, Any]
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
