@@ -23,7 +23,7 @@ def bfloat16_operands(monkeypatch):
     def dtype_of(grad):
         return torch.bfloat16 if grad.dtype == torch.bfloat16 else torch.float32
 
-    monkeypatch.setattr(sys.modules["frugalore.ops.split"], "operand_dtype", dtype_of)
+    monkeypatch.setattr(sys.modules["frugalore.ops.split_low_rank"], "operand_dtype", dtype_of)
 
 
 def _side(shape):
@@ -133,7 +133,7 @@ def _sign_errors(grad, basis, device):
     weight = torch.zeros_like(grad, dtype=torch.float32)
     r = ops.split_project(grad, basis)
     ops.split_back_update_(weight, torch.zeros_like(r), r, basis, grad, _step(device, lr=1.0))
-    used = basis.to(sys.modules["frugalore.ops.split"].operand_dtype(grad)).double()
+    used = basis.to(sys.modules["frugalore.ops.split_low_rank"].operand_dtype(grad)).double()
     residual = grad.double() - grad.double() @ used.t() @ used
     return -weight != residual.sign(), residual.abs() / grad.abs().max()
 
