@@ -28,6 +28,12 @@ from step_beside_official import NEVER, SHAPES, Contender, adamw, parameters, se
 DENSITY = 0.25
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 BASE = "torch AdamW, fused"
+#: Whose time is shown as a multiple of each contender's.
+PEERS = {
+    "torch AdamW, foreach": "foreach",
+    "official FRUGAL, block": "official block",
+    "official FRUGAL, columns": "official columns",
+}
 
 #: From shapes, gradients and the steps between two choices.
 Make = Callable[[list[tuple[int, int]], list[Tensor], int], Contender]
@@ -96,19 +102,19 @@ def samples_of(made: dict[str, Contender], rounds: int) -> dict[str, list[float]
 def table(
     title: str, made: dict[str, Contender], samples: dict[str, list[float]], elements: int
 ) -> list[str]:
-    """Rows with the median time, its ratio to AdamW's of the same round, and the bytes."""
-    peer = "official FRUGAL, columns"
-    against = " official's time / its (columns) |" if peer in samples else ""
+    """Rows with the median time, its ratios to those of peers in the same round, and the bytes."""
+    peers = [name for name in PEERS if name in samples]
+    against = "".join(f" {PEERS[peer]} : it |" for peer in peers)
     lines = [
         f"| {title} | ms | x fused AdamW (min–max) |{against} state, B/parameter | weights, B/parameter |",
-        "|---|--:|--:|" + ("--:|" if against else "") + "--:|--:|",
+        "|---|--:|--:|" + "--:|" * len(peers) + "--:|--:|",
     ]
     for name, times in samples.items():
         ratios = [a / b for a, b in zip(times, samples[BASE], strict=True)]
         digits = 0 if statistics.median(times) >= 0.01 else 2
         row = f"| {name} | {statistics.median(times) * 1e3:.{digits}f} | {statistics.median(ratios):.2f} "
         row += f"({min(ratios):.2f}–{max(ratios):.2f}) |"
-        if against:
+        for peer in peers:
             faster = statistics.median(a / b for a, b in zip(samples[peer], times, strict=True))
             row += f" {faster:.1f} |"
         state, weights = made[name].bytes_per_parameter(elements)
