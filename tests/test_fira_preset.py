@@ -1,5 +1,5 @@
-"""frugalore.Fira beside its specification and, where it is installed, the published package (fira 1.0.2, ``pip
-install --no-deps fira``), which then gets our bases: entries of singular vectors cannot be compared."""
+"""frugalore.Fira beside its specification and, where it is installed, the published package (fira 1.0.2),
+which then gets our bases: entries of singular vectors cannot be compared."""
 
 from __future__ import annotations
 
