@@ -39,9 +39,11 @@ PEERS = {
 Make = Callable[[list[tuple[int, int]], list[Tensor], int], Contender]
 
 
-def ours(shapes, grads: list[Tensor], gap: int, *, int8: bool = False, **options) -> Contender:
+def ours(
+    shapes, grads: list[Tensor], gap: int, *, int8: bool = False, rounding: str = "stochastic", **options
+) -> Contender:
     model = nn.Sequential(*(nn.Linear(n, m, bias=False, dtype=grads[0].dtype) for m, n in shapes))
-    optimizer_options = {"state_bits": 8} if int8 else {}
+    optimizer_options = {"rounding": rounding, "state_bits": 8 if int8 else 32}
     if int8:
         frugalore.quantize_(model, "all-linear")
     options = {"density": DENSITY, "update_gap": gap} | options
@@ -67,7 +69,7 @@ def torch_foreach(shapes, grads: list[Tensor], gap: int) -> Contender:
     return Contender(optimizer.step, optimizer, weights)
 
 
-def contenders(frugal: official.Frugal | None) -> dict[str, Make]:
+def contenders(frugal: official.Frugal | None, dtype: str) -> dict[str, Make]:
     """All of them, by their names in the tables; without a clone those of the published code are left out."""
     made: dict[str, Make] = {
         BASE: lambda shapes, grads, gap: adamw(shapes, grads),
@@ -79,6 +81,10 @@ def contenders(frugal: official.Frugal | None) -> dict[str, Make]:
     for subspace in ("columns", "rows", "randk", "blocks"):
         made[f"**FrugalAdamW, {subspace}**"] = partial(ours, subspace=subspace)
     made["**FrugalAdamW, density 0**"] = partial(ours, density=0.0)
+    if dtype != "float32":  # rounds as the published code does
+        for subspace in ("columns", "blocks"):
+            name = f"**FrugalAdamW, {subspace}, nearest rounding**"
+            made[name] = partial(ours, subspace=subspace, rounding="nearest")
     made["**FrugalAdamW, columns, INT8 weights, 8-bit state**"] = partial(ours, int8=True, subspace="columns")
     return made
 
@@ -131,7 +137,7 @@ def measure(threads: int, dtype: str, arguments: argparse.Namespace) -> list[str
     frugal = official.Frugal(arguments.frugal) if arguments.frugal else None
     wanted = {
         name: make
-        for name, make in contenders(frugal).items()
+        for name, make in contenders(frugal, dtype).items()
         if name == BASE or not arguments.only or any(part in name for part in arguments.only)
     }
     lines = [
