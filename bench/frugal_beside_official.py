@@ -28,14 +28,22 @@ from step_beside_official import NEVER, SHAPES, Contender, adamw, parameters, se
 DENSITY = 0.25
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 BASE = "torch AdamW, fused"
+#: Whose time is shown as a multiple of each contender's.
+PEERS = {
+    "torch AdamW, foreach": "foreach",
+    "official FRUGAL, block": "official block",
+    "official FRUGAL, columns": "official columns",
+}
 
 #: From shapes, gradients and the steps between two choices.
 Make = Callable[[list[tuple[int, int]], list[Tensor], int], Contender]
 
 
-def ours(shapes, grads: list[Tensor], gap: int, *, int8: bool = False, **options) -> Contender:
+def ours(
+    shapes, grads: list[Tensor], gap: int, *, int8: bool = False, rounding: str = "stochastic", **options
+) -> Contender:
     model = nn.Sequential(*(nn.Linear(n, m, bias=False, dtype=grads[0].dtype) for m, n in shapes))
-    optimizer_options = {"state_bits": 8} if int8 else {}
+    optimizer_options = {"rounding": rounding, "state_bits": 8 if int8 else 32}
     if int8:
         frugalore.quantize_(model, "all-linear")
     options = {"density": DENSITY, "update_gap": gap} | options
@@ -61,7 +69,7 @@ def torch_foreach(shapes, grads: list[Tensor], gap: int) -> Contender:
     return Contender(optimizer.step, optimizer, weights)
 
 
-def contenders(frugal: official.Frugal | None) -> dict[str, Make]:
+def contenders(frugal: official.Frugal | None, dtype: str) -> dict[str, Make]:
     """All of them, by their names in the tables; without a clone those of the published code are left out."""
     made: dict[str, Make] = {
         BASE: lambda shapes, grads, gap: adamw(shapes, grads),
@@ -73,6 +81,10 @@ def contenders(frugal: official.Frugal | None) -> dict[str, Make]:
     for subspace in ("columns", "rows", "randk", "blocks"):
         made[f"**FrugalAdamW, {subspace}**"] = partial(ours, subspace=subspace)
     made["**FrugalAdamW, density 0**"] = partial(ours, density=0.0)
+    if dtype != "float32":  # rounds as the published code does
+        for subspace in ("columns", "blocks"):
+            name = f"**FrugalAdamW, {subspace}, nearest rounding**"
+            made[name] = partial(ours, subspace=subspace, rounding="nearest")
     made["**FrugalAdamW, columns, INT8 weights, 8-bit state**"] = partial(ours, int8=True, subspace="columns")
     return made
 
@@ -96,19 +108,19 @@ def samples_of(made: dict[str, Contender], rounds: int) -> dict[str, list[float]
 def table(
     title: str, made: dict[str, Contender], samples: dict[str, list[float]], elements: int
 ) -> list[str]:
-    """Rows with the median time, its ratio to AdamW's of the same round, and the bytes."""
-    peer = "official FRUGAL, columns"
-    against = " official's time / its (columns) |" if peer in samples else ""
+    """Rows with the median time, its ratios to those of peers in the same round, and the bytes."""
+    peers = [name for name in PEERS if name in samples]
+    against = "".join(f" {PEERS[peer]} : it |" for peer in peers)
     lines = [
         f"| {title} | ms | x fused AdamW (min–max) |{against} state, B/parameter | weights, B/parameter |",
-        "|---|--:|--:|" + ("--:|" if against else "") + "--:|--:|",
+        "|---|--:|--:|" + "--:|" * len(peers) + "--:|--:|",
     ]
     for name, times in samples.items():
         ratios = [a / b for a, b in zip(times, samples[BASE], strict=True)]
         digits = 0 if statistics.median(times) >= 0.01 else 2
         row = f"| {name} | {statistics.median(times) * 1e3:.{digits}f} | {statistics.median(ratios):.2f} "
         row += f"({min(ratios):.2f}–{max(ratios):.2f}) |"
-        if against:
+        for peer in peers:
             faster = statistics.median(a / b for a, b in zip(samples[peer], times, strict=True))
             row += f" {faster:.1f} |"
         state, weights = made[name].bytes_per_parameter(elements)
@@ -125,7 +137,7 @@ def measure(threads: int, dtype: str, arguments: argparse.Namespace) -> list[str
     frugal = official.Frugal(arguments.frugal) if arguments.frugal else None
     wanted = {
         name: make
-        for name, make in contenders(frugal).items()
+        for name, make in contenders(frugal, dtype).items()
         if name == BASE or not arguments.only or any(part in name for part in arguments.only)
     }
     lines = [

@@ -24,8 +24,8 @@ METHODS = {
     for method in (
         Method("AdamW", "adamw", "float32", RATES),
         frugal(BASE, RATES),
-        frugal("FRUGAL 0", RATES, density=0.0),
-        Method("GaLore", "ours", "float32", (5e-3, 1e-2, 2e-2), int8=False, preset="GaLoreAdamW"),
+        frugal("FRUGAL 0", (5e-4, 1e-3), density=0.0),
+        Method("GaLore", "ours", "float32", (5e-3, 1e-2), int8=False, preset="GaLoreAdamW"),
         Method("Fira", "ours", "float32", (5e-3, 1e-2), int8=False, preset="Fira"),
         Method("BAdam", "badam", "float32", (1e-3, 2e-3)),
         frugal(

@@ -212,16 +212,17 @@ def table(methods: list[Method], arguments: argparse.Namespace) -> str:
             f"| {', '.join(f'{loss:.4f}' for loss in losses)} "
             f"| {statistics.mean(entry['refreshes'] for entry in found):.0%} |"
         )
-    rates = next((method.rates for method in methods if method.rates), ())
-    if rates:
-        lines += ["", "Tuning, seed 0:", "", "| method | " + " | ".join(f"{lr:g}" for lr in rates) + " |"]
-        lines.append("|---|" + "--:|" * len(rates))
+    if any(method.rates for method in methods):
+        lines += ["", "Tuning, seed 0:", "", "| method | learning rate: loss |", "|---|---|"]
     for method in methods:
         if method.rates:
             losses = (
-                result(of(arguments, method, lr, SEEDS[0]), arguments.runs)["loss"] for lr in method.rates
+                (lr, result(of(arguments, method, lr, SEEDS[0]), arguments.runs)["loss"])
+                for lr in method.rates
             )
-            lines.append(f"| {method.name} | " + " | ".join(f"{loss:.4f}" for loss in losses) + " |")
+            lines.append(
+                f"| {method.name} | " + ", ".join(f"{lr:g}: {loss:.4f}" for lr, loss in losses) + " |"
+            )
     names = {method.name for method in methods}
     pairs = [pair for pair in arguments.study.pairs if set(pair) <= names]
     lines += ["", "Paired by seed (positive: the first is worse):", ""]

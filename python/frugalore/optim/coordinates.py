@@ -217,18 +217,29 @@ class Coordinates(Treatment):
     def move(self, items: list[Item], group: Group, lr: Tensor, *, owned: bool) -> None:
         in_one_pass: list[Item] = []
         fresh: list[bool] = []
+        whole: list[Item] = []
         for item in items:
             if self._is_frozen(item.p, group):
                 continue
             self._blocks.visited(item.p)
             begins_anew = self._enter_period(item.p, item.state, group)
-            if not isinstance(item.p, Int8Weight) and self.inside.is_fusable(item.state):
+            is_float = not isinstance(item.p, Int8Weight)
+            if is_float and self.inside.is_fusable(item.state):
                 in_one_pass.append(item)
                 fresh.append(begins_anew)
+                continue
+            if begins_anew:
+                self._clear(item.state)
+            kind = self._selection(item.p, group, item.state).kind
+            if is_float and kind == "all" and group["proj_params_lr_scale"] == 1:
+                whole.append(item)
             else:
-                self._move_in_parts(item, group, lr, begins_anew)
+                self._move_in_parts(item, group, lr)
         if in_one_pass:
             self._move_in_one_pass(in_one_pass, fresh, group, lr)
+        if whole:  # packed moments: the rule has a pass of its own for them
+            params, grads, states = (list(part) for part in zip(*whole, strict=True))
+            self.inside.step_([p.detach() for p in params], grads, states, group, lr)
 
     @staticmethod
     def _scales(group: Group) -> dict[str, float]:
@@ -255,10 +266,8 @@ class Coordinates(Treatment):
             rounding=group["rounding"],
         )
 
-    def _move_in_parts(self, item: Item, group: Group, lr: Tensor, fresh: bool) -> None:
+    def _move_in_parts(self, item: Item, group: Group, lr: Tensor) -> None:
         p, grad, state = item
-        if fresh:
-            self._clear(state)
         selection = self._selection(p, group, state)
         step = self.weight_step(item, group, lr)
         grad = grad.view(self._matrix(p))
