@@ -234,7 +234,7 @@ class Coordinates(Treatment):
             if is_float and kind == "all" and group["proj_params_lr_scale"] == 1:
                 whole.append(item)
             else:
-                self._move_in_parts(item, group, lr)
+                self._move_in_parts(item, group, lr, begins_anew)
         if in_one_pass:
             self._move_in_one_pass(in_one_pass, fresh, group, lr)
         if whole:  # packed moments: the rule has a pass of its own for them
@@ -266,7 +266,7 @@ class Coordinates(Treatment):
             rounding=group["rounding"],
         )
 
-    def _move_in_parts(self, item: Item, group: Group, lr: Tensor) -> None:
+    def _move_in_parts(self, item: Item, group: Group, lr: Tensor, fresh: bool) -> None:
         p, grad, state = item
         selection = self._selection(p, group, state)
         step = self.weight_step(item, group, lr)
