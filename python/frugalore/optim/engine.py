@@ -155,8 +155,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """One update of every parameter that has a gradient. Gradients stay as they are.
 
         A non-finite gradient never reaches weights or state. A matrix in a low-rank subspace skips the whole
-        update, and so does, for an element inside, one in coordinates that has INT8 weights, or packed moments
-        of a part of it; any other parameter skips the elements concerned. :meth:`statistics` counts them.
+        update, and so does, for an element inside, one in coordinates with INT8 weights, or packed moments of
+        a part of it; any other parameter skips the elements concerned. :meth:`statistics` counts them.
 
         With :func:`frugalore.per_layer_updates` it closes the round instead.
         """
