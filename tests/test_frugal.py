@@ -309,3 +309,17 @@ def test_the_residual_of_a_whole_basis_moves_nothing(shape, density, subspace, q
             feed(optimizer, params, of_step)
         results.append(params[0].detach())
     torch.testing.assert_close(*results, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64)])
+def test_weights_without_gradient_rest_in_singular_vectors(shape, device):
+    """Rows and columns of zeros, on either side."""
+    params = parameters([shape], device=device)
+    before = params[0].detach().clone()
+    optimizer = optimizer_over(params, subspace="svd", update_gap=2)
+    for (grad,) in gradients(6, [shape]):
+        grad[5], grad[:, 7] = 0, 0
+        feed(optimizer, params, [grad])
+    moved = params[0].detach() != before
+    assert not moved[5].any() and not moved[:, 7].any()
+    assert moved.sum() == (shape[0] - 1) * (shape[1] - 1)

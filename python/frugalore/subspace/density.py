@@ -12,6 +12,9 @@ from frugalore import ops
 from frugalore.ops.orthonormal import orthonormal_rows
 from frugalore.subspace.svd import SvdSubspace, matrix_shape
 
+#: Elements of unit vectors that are rounding errors of float32.
+NOISE = 1e-6
+
 
 class DensitySubspace(SvdSubspace):
     """``round(density short side)`` basis vectors, at least one.
@@ -33,7 +36,7 @@ class DensitySubspace(SvdSubspace):
     def _first_bases(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Tensor]:
         if group["subspace"] == "random":
             return self._random_bases(grad, state, group)
-        return super()._first_bases(grad, state, group)
+        return self._without_noise(super()._first_bases(grad, state, group))
 
     def _turned_bases(
         self,
@@ -45,7 +48,13 @@ class DensitySubspace(SvdSubspace):
     ) -> dict[str, Tensor]:
         if group["subspace"] == "random":
             return self._random_bases(grad, state, group)
-        return super()._turned_bases(grad, old, state, group, n_iter)
+        return self._without_noise(super()._turned_bases(grad, old, state, group, n_iter))
+
+    @staticmethod
+    def _without_noise(bases: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Where a row or column of a gradient is zero, singular vectors are. Otherwise its residual would be
+        rounding errors, and their signs would move the weights of a unit that learns nothing."""
+        return {name: basis.masked_fill(basis.abs() < NOISE, 0.0) for name, basis in bases.items()}
 
     def _random_bases(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Tensor]:
         bases, drawn = {}, 0
