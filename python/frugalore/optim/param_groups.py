@@ -12,12 +12,14 @@ from frugalore.target_modules import matching_linears
 #: The projections of attention and MLP, as in the published recipes.
 DEFAULT_TARGETS = ("attn", "mlp")
 
+DEFAULT_RANK = 128
+
 
 def param_groups(
     model: nn.Module,
     target_modules: str | Sequence[str] = DEFAULT_TARGETS,
     *,
-    rank: int | None = None,
+    rank: int = DEFAULT_RANK,
     density: float | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -42,9 +44,9 @@ def param_groups(
         TypeError: ``target_modules`` is neither a string nor strings. ValueError: no module matches, or none
             of the matches is trainable; both ``rank`` and ``density``.
     """
-    if rank is not None and density is not None:
+    if density is not None and rank != DEFAULT_RANK:
         raise ValueError(f"density: one of rank and density expected, got {density!r} beside rank {rank!r}")
-    share = {"rank": 128 if rank is None else rank} if density is None else {"density": density}
+    share = {"rank": rank} if density is None else {"density": density}
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matched = {f"{name}.weight" if name else "weight" for name, _ in matching_linears(model, target_modules)}
     targets = [(name, p) for name, p in trainable.items() if name in matched]
