@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from frugalore import ops
-from frugalore.ops.coordinates import OUTSIDE
+from frugalore.ops._options import OUTSIDE_RULES
 from frugalore.ops.selection import KINDS, matrix_shape
 from frugalore.reference import coordinates as reference
 from frugalore.reference import int8 as reference_int8
@@ -73,7 +73,7 @@ def test_project_equals_reference_to_the_bit(kind, shape, dtype, device, generat
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("outside", OUTSIDE)
+@pytest.mark.parametrize("outside", OUTSIDE_RULES)
 def test_back_equals_reference_to_the_bit(kind, shape, outside, device, generator):
     grad = with_non_finite(normal(shape, torch.float32, generator))
     direction = normal(make_selection(kind, shape).state_shape(*shape), torch.float32, generator)
@@ -92,7 +92,7 @@ def test_back_of_every_dtype(kind, direction_dtype, grad_dtype, device, generato
     shape = (9, 300)
     grad = with_non_finite(normal(shape, grad_dtype, generator))
     direction = normal(make_selection(kind, shape).state_shape(*shape), direction_dtype, generator)
-    for outside in OUTSIDE:
+    for outside in OUTSIDE_RULES:
         out, spec = torch.empty(shape, device=device), torch.empty(shape)
         selection = make_selection(kind, shape, device)
         ops.coordinates_back_(out, direction.to(device), grad.to(device), selection, outside=outside)
@@ -170,7 +170,7 @@ def test_every_instruction_set_gives_the_same_bytes(isa, kind, columns, generato
         grad = with_non_finite(normal(shape, dtype, generator))
         r = ops.coordinates_project(grad, selection)
         assert_same_bits(r, reference.coordinates_project(grad, selection))
-        for outside in OUTSIDE:
+        for outside in OUTSIDE_RULES:
             out, spec = torch.empty(shape), torch.empty(shape)
             ops.coordinates_back_(out, r, grad, selection, outside=outside, **SCALES)
             reference.coordinates_back_(spec, r, grad, selection, outside=outside, **SCALES)
@@ -198,7 +198,7 @@ def test_thread_count_does_not_matter(kind, generator):
 class TestBackUpdate:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("outside", OUTSIDE)
+    @pytest.mark.parametrize("outside", OUTSIDE_RULES)
     @pytest.mark.parametrize("panel_bytes", [1, 3000, 1 << 24])
     def test_a_float_weight_equals_the_reference(self, kind, dtype, outside, panel_bytes, device, generator):
         shape = (23, 301)
