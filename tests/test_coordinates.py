@@ -351,7 +351,7 @@ class TestBadInput:
             ({"first_row": -1, "rows": 6}, ValueError, "first_row: 0 to 0 expected for 6 of 6 rows, got -1"),
             ({"first_row": 1, "rows": 6}, ValueError, "first_row: 0 to 0 expected for 6 of 6 rows, got 1"),
             ({"rows": 2**62}, ValueError, "rows: 0 to .* got 4611686018427387904 rows"),
-            ({"outside": "lion"}, ValueError, "outside: 'sign', 'sgd' or 'none' expected, got 'lion'"),
+            ({"outside": "lion"}, ValueError, "outside: one of 'sign', 'sgd', 'none' expected, got 'lion'"),
             ({"inside_scale": math.nan}, ValueError, "inside_scale: a finite number expected, got nan"),
             ({"outside_scale": math.inf}, ValueError, "outside_scale: a finite number expected, got inf"),
         ],
