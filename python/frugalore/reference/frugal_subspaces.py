@@ -7,6 +7,7 @@ Coordinates (columns, rows, single elements, everything, nothing) and orthonorma
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,12 +38,12 @@ class Subspace(Protocol):
         moment, of squared coordinates."""
 
 
-class _Coordinates:
+class _Coordinates(ABC):
     """Elements of the matrix. A moment is kept where it was inside before and is now; elsewhere it is 0."""
 
+    @abstractmethod
     def _where(self, shape: Shape) -> tuple:
         """The index of what is inside."""
-        raise NotImplementedError
 
     def shape_of_state(self, shape: Shape) -> Shape | None:
         r = torch.empty(shape, device="meta")[self._where(shape)]
