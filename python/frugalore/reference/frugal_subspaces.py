@@ -108,6 +108,9 @@ class Whole(_Coordinates):
 class Nothing(_Coordinates):
     """An inactive block: everything is outside."""
 
+    def _where(self, shape: Shape) -> tuple:
+        return (slice(0, 0),)
+
     def shape_of_state(self, shape: Shape) -> Shape | None:
         return None
 
