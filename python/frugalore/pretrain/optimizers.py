@@ -107,7 +107,7 @@ def _galore_lion(model: nn.Module, config: PretrainConfig):
     return _in_subspace(GaLoreLion, model, config)
 
 
-@register("fira", lr=1e-2, summary="Fira: GaLore, and the residual as Adam would scale it")
+@register("fira", lr=5e-3, summary="Fira: GaLore, and the residual as Adam would scale it")
 def _fira(model: nn.Module, config: PretrainConfig):
     from frugalore import Fira
 
