@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from frugalore import ops
-from frugalore.ops.selection import Selection
+from frugalore.ops.selection import Selection, matrix_shape
 from frugalore.optim import checks
 from frugalore.optim.active_blocks import ActiveBlocks
 from frugalore.optim.treatment import Group, Item, State, Treatment
+from frugalore.optim.whole import Whole
 from frugalore.rules.outside import INACTIVE_UPDATE_RULES
-from frugalore.subspace import matrix_shape
 from frugalore.subspace.coordinate_turn import CoordinateTurn
 from frugalore.subspace.coordinates import selection_of
 from frugalore.subspace.options import check_positive_integer
@@ -117,7 +117,7 @@ class Coordinates(Treatment):
 
     @staticmethod
     def _matrix(p: Tensor) -> tuple[int, int]:
-        return matrix_shape(p.shape) if p.dim() > 1 else (1, p.numel())
+        return matrix_shape(p.shape)
 
     def _select(self, p: Tensor, group: Group, period: int, density: float) -> Selection:
         """The coordinates of a parameter in a period; a pure function of the arguments and the seed."""
@@ -238,8 +238,7 @@ class Coordinates(Treatment):
         if in_one_pass:
             self._move_in_one_pass(in_one_pass, fresh, group, lr)
         if whole:  # packed moments: the rule has a pass of its own for them
-            params, grads, states = (list(part) for part in zip(*whole, strict=True))
-            self.inside.step_([p.detach() for p in params], grads, states, group, lr)
+            Whole(self.inside).move(whole, group, lr, owned=owned)
 
     @staticmethod
     def _scales(group: Group) -> dict[str, float]:
